@@ -1,0 +1,589 @@
+"""Train a Deep Q-Network (DQN) on CartPole with PyTorch Lightning.
+
+    pip install -r requirements.txt
+    python dqn_cartpole.py                    # on the CPU; with --gpus 1 on a GPU
+    tensorboard --logdir lightning_logs       # watch it learn
+    python dqn_cartpole.py --help             # every setting and its default
+
+From top to bottom: the model (`DQN`), its memory (`ReplayBuffer`), the memory as a dataset (`RLDataset`),
+who plays (`Agent`), the algorithm (`DQNLightning`), the command line (`main`).
+
+Sources: Mnih et al., "Human-level control through deep reinforcement learning", Nature 518 (2015); the
+article by Donal Byrne whose structure this file keeps (2020).
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import logging
+import math
+import statistics
+import sys
+import warnings
+from collections import deque, namedtuple
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, NoReturn, get_args, get_type_hints
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, IterableDataset
+from tqdm import tqdm
+
+try:
+    import gymnasium as gym
+except ModuleNotFoundError:  # gym 0.26, the last release before Gymnasium took over, has the same interface
+    import gym  # type: ignore[no-redef, import-not-found]
+
+# Validation and test play the same episodes every time, so that checkpoints compare; training plays others.
+VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), range(2000, 2**31)
+EVAL_STEPS = 1000  # cut a validation or test episode where the environment itself never does
+LOG_EVERY = 50  # steps between points of what changes with every step: writing one costs about a step's time
+FINAL_LR = 0.01  # where a decaying learning rate ends, as a share of lr
+
+
+class DQN(nn.Module):
+    """Multilayer perceptron that estimates the Q-value of every action (article, "Model").
+
+    Args:
+        obs_size: numbers in one observation
+        n_actions: discrete actions in the environment
+        hidden_size: units in a hidden layer
+        hidden_layers: hidden layers; the article's network has one
+    """
+
+    def __init__(self, obs_size: int, n_actions: int, hidden_size: int = 128, hidden_layers: int = 1) -> None:
+        super().__init__()
+        sizes = [obs_size] + [hidden_size] * hidden_layers
+        hidden = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
+        self.net = nn.Sequential(*hidden, nn.Linear(sizes[-1], n_actions))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Q-values, float32 (batch, n_actions), of the observations `x`, any dtype (batch, obs_size)."""
+        q_values: torch.Tensor = self.net(x.float())
+        return q_values
+
+
+# One step in the environment; in a sample each field is an array with a row per step. `done` is terminated: the
+# return ends there. An episode that was only cut is not done.
+Experience = namedtuple("Experience", ["state", "action", "reward", "done", "new_state"])
+
+
+class ReplayBuffer:
+    """The last `capacity` experiences, to be sampled uniformly (article, "Replay buffer"; Lin 1992).
+
+    Rings of preallocated arrays: memory is `capacity` times the bytes of one experience, and the cost of
+    `append` and `sample` does not depend on `capacity`.
+
+    Args:
+        capacity: experiences kept; the oldest goes first
+        seed: of the buffer's own generator, which draws the samples
+    """
+
+    def __init__(self, capacity: int, seed: int | None = None) -> None:
+        self.capacity = capacity
+        self.appended = 0  # experiences ever; modulo capacity, the slot of the next
+        self.rng = np.random.default_rng(seed)
+        self.arrays: Experience | None = None  # made by the first append, which knows the shape of a state
+
+    def __len__(self) -> int:
+        return min(self.appended, self.capacity)
+
+    def append(self, experience: Experience) -> None:
+        """Store an experience in the place of the oldest."""
+        if self.arrays is None:
+            dtypes = (np.asarray(experience.state).dtype, np.int64, np.float32, np.bool_)
+            shapes = [(self.capacity, *np.shape(value)) for value in experience]
+            self.arrays = Experience._make(map(np.empty, shapes, (*dtypes, dtypes[0])))
+        slot = self.appended % self.capacity
+        for array, value in zip(self.arrays, experience):
+            array[slot] = value
+        self.appended += 1
+
+    def sample(self, batch_size: int) -> Experience:
+        """Draw experiences uniformly, without replacement.
+
+        Returns:
+            states (batch_size, *state shape), actions int64, rewards float32, dones bool, each (batch_size,),
+            and new_states, shaped as states
+
+        Raises:
+            ValueError: the buffer holds fewer than `batch_size` experiences
+        """
+        if self.arrays is None or batch_size > len(self):
+            raise ValueError(f"cannot sample {batch_size} experiences: the buffer holds {len(self)}")
+        rows = self.rng.choice(len(self), batch_size, replace=False)
+        return Experience._make(array[rows] for array in self.arrays)
+
+
+class RLDataset(IterableDataset[Experience]):
+    """A dataset that changes while it is learned from: each pass is drawn anew from the replay buffer.
+
+    Args:
+        buffer: replay buffer, as it is when the pass begins
+        sample_size: experiences in one pass
+        batch_size: yield the pass in minibatches of this size, for a `DataLoader(batch_size=None)`: slicing
+            one draw costs a fifth of collating single experiences. None yields them one by one.
+    """
+
+    def __init__(self, buffer: ReplayBuffer, sample_size: int = 200, batch_size: int | None = None) -> None:
+        self.buffer = buffer
+        self.sample_size = sample_size
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[Experience]:
+        sample = self.buffer.sample(self.sample_size)
+        if self.batch_size is None:
+            yield from map(Experience._make, zip(*sample))
+        else:
+            for start in range(0, self.sample_size, self.batch_size):
+                yield Experience._make(array[start : start + self.batch_size] for array in sample)
+
+
+class Agent:
+    """Plays in the environment and remembers what happened (article, "Agent").
+
+    Args:
+        env: environment with a `Discrete` action space
+        replay_buffer: where the experiences go
+        seed: of the agent's own generator, which explores and seeds each episode
+    """
+
+    state: np.ndarray  # the last observation, from which the next action is chosen
+
+    def __init__(self, env: gym.Env[Any, Any], replay_buffer: ReplayBuffer, seed: int | None = None) -> None:
+        self.env = env
+        self.replay_buffer = replay_buffer
+        self.rng = np.random.default_rng(seed)
+        self.n_actions = int(env.action_space.n)  # type: ignore[attr-defined]
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new episode; its first observation becomes `state`."""
+        self.state, _ = self.env.reset(seed=int(self.rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop)))
+
+    def get_action(self, net: nn.Module, epsilon: float, device: torch.device | str) -> int:
+        """Choose an action epsilon-greedily: with probability `epsilon` any, else that of highest Q-value.
+
+        Args:
+            net: maps observations (1, *state shape) to Q-values (1, n_actions)
+            epsilon: probability of a random action, in [0, 1]
+            device: where `net` is
+        """
+        if self.rng.random() < epsilon:
+            return int(self.rng.integers(self.n_actions))
+        state = torch.as_tensor(self.state, device=device).unsqueeze(0)
+        return int(net(state).argmax())
+
+    @torch.inference_mode()
+    def play_step(
+        self, net: nn.Module, epsilon: float = 0.0, device: torch.device | str = "cpu"
+    ) -> tuple[float, bool]:
+        """Take one step in the environment and store it; if it ends the episode, begin the next.
+
+        Returns:
+            the reward of the step, and whether the episode is over
+        """
+        action = self.get_action(net, epsilon, device)
+        new_state, reward, terminated, truncated, _ = self.env.step(action)
+        # An episode cut by its time limit would have gone on, so its last state keeps its value: the buffer
+        # is told `terminated` alone, although the episode is over either way (Pardo et al. 2018).
+        self.replay_buffer.append(Experience(self.state, action, float(reward), terminated, new_state))
+        self.state = new_state
+        if terminated or truncated:
+            self.reset()
+        return float(reward), terminated or truncated
+
+
+class UsageError(ValueError):
+    """Input that cannot work; the message is one line that names the flag, the value and the remedy."""
+
+
+def make_env(env: str, episode_length: int | None = None) -> gym.Env[Any, Any]:
+    """Make an environment with a `Discrete` action space and flat observations.
+
+    Args:
+        env: id, as `gym.make` takes it
+        episode_length: steps after which an episode is cut; None is the environment's own
+
+    Raises:
+        UsageError: there is no such environment, its package is missing, or a DQN cannot play it
+    """
+    with warnings.catch_warnings():  # CartPole-v0 is CartPole-v1 with a cap of 200, and the article's task
+        warnings.filterwarnings("ignore", ".*is out of date")
+        try:
+            made = gym.make(env, max_episode_steps=episode_length, disable_env_checker=True)
+        except (gym.error.Error, ImportError) as error:
+            raise UsageError(f"--env {env}: {' '.join(str(error).split())}") from None
+    if not isinstance(made.action_space, gym.spaces.Discrete) or made.action_space.start != 0:
+        raise UsageError(f"--env {env}: DQN needs a Discrete action space from 0, not {made.action_space}")
+    if len(made.observation_space.shape or ()) != 1:
+        made = gym.wrappers.FlattenObservation(made)
+    return made
+
+
+class Setting(NamedTuple):
+    """A flag of the command line. `allowed` is empty, the least and the greatest number, or the choices."""
+
+    kind: type
+    default: Any
+    meaning: str
+    allowed: tuple[Any, ...] = ()
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise a UsageError unless `value` is allowed."""
+        if not self.allowed or value is None:
+            return
+        if self.kind is str and value not in self.allowed:
+            raise UsageError(f"--{name} {value}: must be one of {', '.join(self.allowed)}")
+        if self.kind is not str and not self.allowed[0] <= value <= self.allowed[1]:
+            raise UsageError(f"--{name} {value}: must be from {self.allowed[0]} to {self.allowed[1]}")
+
+
+def hyperparameters() -> dict[str, Setting]:
+    """The keywords of `DQNLightning`, read off its signature: there they are written, and only there."""
+    hints = get_type_hints(DQNLightning.__init__, include_extras=True)
+    settings = {}
+    for name, parameter in inspect.signature(DQNLightning).parameters.items():
+        kind, meaning, *allowed = get_args(hints[name])
+        kind = next(iter(get_args(kind)), kind)  # `int | None` is read as int
+        settings[name] = Setting(kind, parameter.default, meaning, tuple(allowed))
+    return settings
+
+
+class DQNLightning(pl.LightningModule):
+    """The DQN algorithm as a LightningModule: plays, learns, validates (article, "Lightning module").
+
+    Every keyword is a flag of the command line too: its meaning, range and default are written here.
+
+    Raises:
+        UsageError: a value is out of its range, two contradict each other, or a DQN cannot play `env`
+    """
+
+    hparams: Any  # the keywords by name, saved in every checkpoint
+
+    def __init__(
+        self,
+        *,
+        env: Annotated[str, "id of the environment"] = "CartPole-v0",
+        episode_length: Annotated[int | None, "steps that cut an episode; None: env's own", 1, 10**9] = None,
+        batch_size: Annotated[int, "experiences in a minibatch", 1, 10**6] = 16,
+        lr: Annotated[float, "learning rate", 1e-9, 10.0] = 1e-2,
+        gamma: Annotated[float, "discount of the return", 0, 1] = 0.99,
+        sync_rate: Annotated[int, "steps between copies to the target network", 1, 10**9] = 10,
+        tau: Annotated[float, "below 1: share of a copy made every step instead", 1e-9, 1] = 1.0,
+        replay_size: Annotated[int, "capacity of the replay buffer", 1, 10**8] = 1000,
+        warm_start_steps: Annotated[int, "random steps before training", 1, 10**9] = 1000,
+        sample_size: Annotated[int, "experiences in an epoch", 1, 10**8] = 200,
+        eps_start: Annotated[float, "epsilon at the first step", 0, 1] = 1.0,
+        eps_end: Annotated[float, "epsilon from eps_last_frame on", 0, 1] = 0.01,
+        eps_last_frame: Annotated[int, "steps over which epsilon changes linearly", 1, 10**9] = 1000,
+        hidden_size: Annotated[int, "units in a hidden layer", 1, 10**5] = 128,
+        hidden_layers: Annotated[int, "hidden layers", 1, 100] = 1,
+        lr_schedule: Annotated[str, "how lr falls during the run", "constant", "linear", "cosine"] = "constant",
+        double_dqn: Annotated[bool, "let the online network choose the next action"] = False,
+        grad_clip: Annotated[float | None, "greatest norm of the gradient; None: any", 1e-9, 1e9] = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        for name, setting in hyperparameters().items():
+            setting.check(name, self.hparams[name])
+        if not batch_size <= sample_size <= min(warm_start_steps, replay_size):
+            raise UsageError(
+                f"--sample_size {sample_size}: must be at least --batch_size ({batch_size}), and at most"
+                f" --warm_start_steps ({warm_start_steps}) and --replay_size ({replay_size})"
+            )
+        self.env = make_env(env, episode_length)
+        spec: Any = self.env.spec
+        self.max_episode_steps, self.reward_threshold = spec.max_episode_steps, spec.reward_threshold
+
+        # Torch's generator, which --seed seeds, makes the weights and seeds the other two.
+        buffer_seed, agent_seed = torch.randint(2**62, (2,)).tolist()
+        self.buffer = ReplayBuffer(replay_size, buffer_seed)
+        self.agent = Agent(self.env, self.buffer, agent_seed)
+        obs_size = math.prod(self.env.observation_space.shape or ())
+        shape = (obs_size, self.agent.n_actions, hidden_size, hidden_layers)
+        self.net, self.target_net = DQN(*shape), DQN(*shape).requires_grad_(False)
+        self.target_net.load_state_dict(self.net.state_dict())
+
+        self.episode_reward = 0.0  # of the running episode so far
+        self.total_reward = 0.0  # of the last finished episode
+        self.returns: deque[float] = deque([0.0], maxlen=100)  # of the last finished episodes
+        self.populate(warm_start_steps)
+
+    def populate(self, steps: int = 1000) -> None:
+        """Fill the replay buffer with `steps` random steps, then begin a fresh episode."""
+        for _ in range(steps):
+            self.agent.play_step(self.net, epsilon=1.0)
+        self.agent.reset()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Q-values, float32 (batch, n_actions), of the observations `x` (batch, obs_size)."""
+        q_values: torch.Tensor = self.net(x)
+        return q_values
+
+    def dqn_mse_loss(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Mean squared error between Q(s, a) and its target r + gamma * max_a' Q_target(s', a').
+
+        With `double_dqn` the target is r + gamma * Q_target(s', argmax_a' Q(s', a')) (van Hasselt et al. 2016).
+
+        Args:
+            batch: states, actions, rewards, dones, new_states, as `ReplayBuffer.sample` gives them
+        """
+        states, actions, rewards, dones, new_states = batch
+        q_values = self.net(states).gather(1, actions.unsqueeze(1)).squeeze(1)
+        with torch.no_grad():
+            next_q_values = self.target_net(new_states)
+            if self.hparams.double_dqn:
+                next_values = next_q_values.gather(1, self.net(new_states).argmax(1, keepdim=True)).squeeze(1)
+            else:
+                next_values = next_q_values.amax(1)
+            targets = rewards + self.hparams.gamma * next_values.masked_fill(dones, 0.0)
+        return functional.mse_loss(q_values, targets)
+
+    def configure_optimizers(self) -> Any:
+        """Adam, fused because that is the fastest, and a learning rate that changes between epochs."""
+        optimizer = torch.optim.Adam(self.net.parameters(), lr=self.hparams.lr, fused=True)
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)]
+
+    def lr_factor(self, epoch: int) -> float:
+        """What `lr` is multiplied by in an epoch: from 1 to `FINAL_LR`, as `lr_schedule` says."""
+        progress = epoch / (self.trainer.max_epochs or 1)
+        height = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
+        return FINAL_LR + (1 - FINAL_LR) * height[self.hparams.lr_schedule]
+
+    def train_dataloader(self) -> DataLoader[Experience]:
+        """Minibatches of the replay buffer, made in this process: a worker's copy would miss what is new."""
+        dataset = RLDataset(self.buffer, self.hparams.sample_size, self.hparams.batch_size)
+        return DataLoader(dataset, batch_size=None)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training steps in an epoch; each is one step in the environment too."""
+        steps: int = -(-self.hparams.sample_size // self.hparams.batch_size)  # rounded up
+        return steps
+
+    @property
+    def avg_reward(self) -> float:
+        """Mean return of the last 100 episodes."""
+        return statistics.fmean(self.returns)
+
+    @property
+    def epsilon(self) -> float:
+        """Probability of a random action at this step."""
+        progress = min(1.0, self.global_step / self.hparams.eps_last_frame)
+        return float(self.hparams.eps_start + progress * (self.hparams.eps_end - self.hparams.eps_start))
+
+    def training_step(self, batch: Sequence[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        """One step of DQN (Mnih et al. 2015, algorithm 1): act and store, learn, sync, log.
+
+        Lightning takes the loss that is returned and makes one step of the optimizer of it.
+        """
+        reward, done = self.agent.play_step(self.net, self.epsilon, self.device)
+        loss = self.dqn_mse_loss(batch)
+        self.sync_target()
+        self.log_step(reward, done, loss, batch)
+        return loss
+
+    @torch.no_grad()
+    def sync_target(self) -> None:
+        """Copy the weights to the target network every `sync_rate` steps; with `tau` below 1, blend always."""
+        if self.hparams.tau < 1 or self.global_step % self.hparams.sync_rate == 0:
+            for target, weight in zip(self.target_net.parameters(), self.net.parameters()):
+                target.lerp_(weight, self.hparams.tau)
+
+    def log_step(self, reward: float, done: bool, loss: torch.Tensor, batch: Sequence[torch.Tensor]) -> None:
+        """Log the return of every episode that ends, and now and then what changes with every step.
+
+        Straight to the logger, because `self.log` on every step would cost more than the learning.
+        """
+        scalars: dict[str, float] = {}
+        self.episode_reward += reward
+        if done:
+            self.total_reward, self.episode_reward = self.episode_reward, 0.0
+            self.returns.append(self.total_reward)
+            scalars |= {"total_reward": self.total_reward, "avg_reward": self.avg_reward}
+        if self.global_step % LOG_EVERY == 0:
+            with torch.no_grad():
+                q_mean = self.net(batch[0]).amax(1).mean().item()
+            scalars |= {"reward": reward, "train_loss": loss.item(), "epsilon": self.epsilon, "q_mean": q_mean}
+            scalars["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        if scalars and self.logger is not None:
+            self.logger.log_metrics(scalars, step=self.global_step)
+
+    def val_dataloader(self) -> DataLoader[int]:
+        """Seeds of the episodes to validate on, all played together."""
+        return DataLoader(VAL_SEEDS, batch_size=len(VAL_SEEDS))  # type: ignore[arg-type]
+
+    def test_dataloader(self) -> DataLoader[int]:
+        """Seeds of the episodes to test on, all played together."""
+        return DataLoader(TEST_SEEDS, batch_size=len(TEST_SEEDS))  # type: ignore[arg-type]
+
+    def validation_step(self, seeds: torch.Tensor, batch_idx: int) -> None:
+        """Play greedily; the mean return, `val_reward`, decides which checkpoint is the best."""
+        self.log("val_reward", self.play_episodes(seeds).mean())
+
+    def test_step(self, seeds: torch.Tensor, batch_idx: int) -> None:
+        """Play greedily and log the returns' mean, `test_reward`, and standard deviation."""
+        returns = self.play_episodes(seeds)
+        self.log_dict({"test_reward": returns.mean(), "test_reward_std": returns.std(correction=0)})
+
+    def play_episodes(self, seeds: torch.Tensor) -> torch.Tensor:
+        """Play a greedy episode for each seed, in lockstep, in environments apart from the agent's.
+
+        Returns:
+            the return of each episode, float32 (len(seeds),)
+        """
+        envs = [make_env(self.hparams.env, self.hparams.episode_length) for _ in seeds]
+        states = {i: env.reset(seed=seed)[0] for i, (env, seed) in enumerate(zip(envs, seeds.tolist()))}
+        returns = torch.zeros(len(envs))
+        for _ in range(self.max_episode_steps or EVAL_STEPS):
+            observations = torch.as_tensor(np.stack(list(states.values())), device=self.device)
+            for i, action in zip(list(states), self.net(observations).argmax(1).tolist()):
+                states[i], reward, terminated, truncated, _ = envs[i].step(action)
+                returns[i] += float(reward)
+                if terminated or truncated:
+                    del states[i]  # its episode is over, the others play on
+            if not states:
+                break
+        return returns
+
+
+RUN_SETTINGS = {
+    "gpus": Setting(int, 0, "GPUs to train on; 0 is the CPU, -1 all there are", (-1, 10**6)),
+    "num_nodes": Setting(int, 1, "machines to train on", (1, 10**6)),
+    "num_processes": Setting(int, 1, "processes to train in, on the CPU", (1, 10**6)),
+    "max_epochs": Setting(int, 1200, "epochs to train", (1, 10**9)),
+    "seed": Setting(int, 0, "decides everything that is random", (0, 2**32 - 1)),
+    "val_check_interval": Setting(int, 500, "steps between validations, rounded up to epochs", (1, 10**9)),
+}
+
+
+class Bar(tqdm):  # type: ignore[misc, type-arg, unused-ignore]
+    """A progress bar of `module`; on no terminal, where it could not be redrawn, a plain line now and then."""
+
+    module: DQNLightning
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        m = self.module
+        numbers = {"total_reward": m.total_reward, "avg_reward": m.avg_reward, "epsilon": m.epsilon}
+        self.set_postfix({name: f"{number:.2f}" for name, number in numbers.items()}, refresh=False)
+        if sys.stderr.isatty():
+            super().display(msg, pos)
+        else:
+            print(self, file=sys.stderr, flush=True)
+
+
+class Progress(Callback):
+    """One bar for the whole run; Lightning's own would begin anew with every epoch, every 13 steps."""
+
+    def on_train_start(self, trainer: pl.Trainer, module: DQNLightning) -> None:  # type: ignore[override]
+        total, interval = (trainer.max_epochs or 0) * module.steps_per_epoch, 0.3 if sys.stderr.isatty() else 10.0
+        self.bar = Bar(
+            total=total, initial=trainer.global_step, unit="step", mininterval=interval, miniters=1, delay=1e-9
+        )
+        self.bar.module = module
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.bar.update()
+
+    def on_train_end(self, *_: Any) -> None:
+        self.bar.close()
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; a hyperparameter that is not given is not in the result.
+
+    Raises:
+        SystemExit: with code 2, after one line on stderr, for flags that cannot be read
+    """
+    parser = Parser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    run, environment, dqn = map(parser.add_argument_group, ("run", "environment", "DQN"))
+    for name, (kind, default, meaning, allowed) in (RUN_SETTINGS | hyperparameters()).items():
+        group = run if name in RUN_SETTINGS else environment if name in ("env", "episode_length") else dqn
+        choices = f", {' or '.join(allowed)}" if kind is str and allowed else ""
+        group.add_argument(
+            f"--{name}",
+            default=default if group is run else argparse.SUPPRESS,
+            help=f"{meaning}{choices} (default: {default})",
+            **{"action": "store_true"} if kind is bool else {"type": kind, "metavar": kind.__name__.upper()},
+        )
+    run.add_argument("--test", metavar="CKPT", type=Path, help="test this checkpoint instead of training")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Train, and test the best checkpoint; or only test the checkpoint `args.test`.
+
+    Raises:
+        UsageError: `args` cannot work; nothing was written
+    """
+    for name, setting in RUN_SETTINGS.items():
+        setting.check(name, getattr(args, name))
+    visible = torch.cuda.device_count()
+    if args.gpus > visible or (args.gpus and not visible):
+        raise UsageError(f"--gpus {args.gpus}: {visible or 'no'} GPU is visible; --gpus 0 is the CPU")
+    # What Lightning would say of choices that are made on purpose: the replay buffer lives in this process, the
+    # CPU is the default.
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for said in ("does not have many workers", "GPU available but not used", "LeafSpec"):
+        warnings.filterwarnings("ignore", f".*{said}")
+
+    pl.seed_everything(args.seed, verbose=False)
+    if args.test:
+        model = DQNLightning.load_from_checkpoint(args.test, map_location="cpu", weights_only=True)
+    else:
+        model = DQNLightning(**{name: value for name, value in vars(args).items() if name in hyperparameters()})
+    if model.hparams.batch_size * model.hparams.hidden_size < 2**16:
+        torch.set_num_threads(1)  # more would wait for each other longer than they compute
+    # Validations and checkpoints come between epochs, where no sample is half used.
+    val_epochs = min(args.max_epochs, math.ceil(args.val_check_interval / model.steps_per_epoch))
+    between: Any = {"every_n_epochs": val_epochs, "save_on_train_epoch_end": True, "enable_version_counter": False}
+    best = ModelCheckpoint(filename="best", monitor="val_reward", mode="max", **between)
+    logger = TensorBoardLogger(".", "lightning_logs", flush_secs=5)
+    trainer = pl.Trainer(
+        accelerator="gpu" if args.gpus else "cpu",
+        devices=args.gpus or args.num_processes,
+        num_nodes=args.num_nodes,
+        max_epochs=args.max_epochs,
+        check_val_every_n_epoch=val_epochs,
+        num_sanity_val_steps=0,
+        gradient_clip_val=model.hparams.grad_clip,
+        logger=False if args.test else logger,
+        callbacks=[] if args.test else [Progress(), best, ModelCheckpoint(filename="last", **between)],
+        enable_checkpointing=not args.test,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    print(f"{model.hparams.env} on {trainer.strategy.root_device}, network {model.net.net}")
+    if not args.test:
+        trainer.fit(model)
+        print(f"best val_reward: {best.best_model_score:.1f}, solved at {model.reward_threshold}")
+    checkpoint = args.test or Path("lightning_logs", f"version_{logger.version}", "checkpoints", "best.ckpt")
+    result = trainer.test(model, ckpt_path=checkpoint, verbose=False, weights_only=True)[0]
+    mean, std = result["test_reward"], result["test_reward_std"]
+    print(f"test_reward: {mean:.1f} +/- {std:.1f} over {len(TEST_SEEDS)} episodes")
+    print("tensorboard --logdir lightning_logs")
+    print(f"python {Path(__file__).name} --test {checkpoint}")
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    try:
+        main(arguments)
+    except UsageError as error:
+        Parser().error(str(error))
