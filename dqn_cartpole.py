@@ -5,11 +5,9 @@
     tensorboard --logdir lightning_logs       # watch it learn
     python dqn_cartpole.py --help             # every setting and its default
 
-From top to bottom: the model (`DQN`), its memory (`ReplayBuffer`), the memory as a dataset (`RLDataset`),
-who plays (`Agent`), the algorithm (`DQNLightning`), the command line (`main`).
-
-Sources: Mnih et al., "Human-level control through deep reinforcement learning", Nature 518 (2015); the
-article by Donal Byrne whose structure this file keeps (2020).
+Read it from top to bottom: the model, the replay buffer, the dataset, the agent, the Lightning module, main.
+The structure is that of an article by Donal Byrne (2020); the algorithm is from Mnih et al., "Human-level
+control through deep reinforcement learning", Nature 518 (2015).
 """
 
 from __future__ import annotations
@@ -18,20 +16,25 @@ import argparse
 import inspect
 import logging
 import math
+import pickle
+import shutil
+import signal
 import statistics
 import sys
+import time
 import warnings
 from collections import deque, namedtuple
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
@@ -47,6 +50,14 @@ VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), range(2000, 2
 EVAL_STEPS = 1000  # cut a validation or test episode where the environment itself never does
 LOG_EVERY = 50  # steps between points of what changes with every step: writing one costs about a step's time
 FINAL_LR = 0.01  # where a decaying learning rate ends, as a share of lr
+
+
+class UsageError(ValueError):
+    """Input that cannot work; the message is one line that names the flag, the value and the remedy."""
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on; the message says where it failed."""
 
 
 class DQN(nn.Module):
@@ -97,7 +108,13 @@ class ReplayBuffer:
         return min(self.appended, self.capacity)
 
     def append(self, experience: Experience) -> None:
-        """Store an experience in the place of the oldest."""
+        """Store an experience in the place of the oldest.
+
+        Raises:
+            ValueError: the reward or the new state is not finite, and would spoil all that is learned from it
+        """
+        if not (math.isfinite(experience.reward) and np.isfinite(experience.new_state).all()):
+            raise ValueError(f"reward and observation must be finite: {experience}")
         if self.arrays is None:
             dtypes = (np.asarray(experience.state).dtype, np.int64, np.float32, np.bool_)
             shapes = [(self.capacity, *np.shape(value)) for value in experience]
@@ -121,6 +138,19 @@ class ReplayBuffer:
             raise ValueError(f"cannot sample {batch_size} experiences: the buffer holds {len(self)}")
         rows = self.rng.choice(len(self), batch_size, replace=False)
         return Experience._make(array[rows] for array in self.arrays)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the buffer holds and will draw, in tensors and plain numbers."""
+        arrays = [torch.from_numpy(array[: len(self)]) for array in self.arrays or ()]
+        return {"arrays": arrays, "appended": self.appended, "rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the buffer of `state` stood."""
+        saved = [array.numpy() for array in state["arrays"]]
+        self.arrays = Experience._make(np.empty((self.capacity, *a.shape[1:]), a.dtype) for a in saved)
+        for array, part in zip(self.arrays, saved):
+            array[: len(part)] = part
+        self.appended, self.rng.bit_generator.state = state["appended"], state["rng"]
 
 
 class RLDataset(IterableDataset[Experience]):
@@ -167,7 +197,9 @@ class Agent:
 
     def reset(self) -> None:
         """Begin a new episode; its first observation becomes `state`."""
-        self.state, _ = self.env.reset(seed=int(self.rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop)))
+        self.episode_seed = int(self.rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop))
+        self.actions: list[int] = []  # of the episode so far
+        self.state, _ = self.env.reset(seed=self.episode_seed)
 
     def get_action(self, net: nn.Module, epsilon: float, device: torch.device | str) -> int:
         """Choose an action epsilon-greedily: with probability `epsilon` any, else that of highest Q-value.
@@ -183,35 +215,42 @@ class Agent:
         return int(net(state).argmax())
 
     @torch.inference_mode()
-    def play_step(
-        self, net: nn.Module, epsilon: float = 0.0, device: torch.device | str = "cpu"
-    ) -> tuple[float, bool]:
+    def play_step(self, net: nn.Module, epsilon: float = 0.0, device: torch.device | str = "cpu") -> tuple[float, bool]:
         """Take one step in the environment and store it; if it ends the episode, begin the next.
 
         Returns:
             the reward of the step, and whether the episode is over
         """
         action = self.get_action(net, epsilon, device)
-        new_state, reward, terminated, truncated, _ = self.env.step(action)
-        # An episode cut by its time limit would have gone on, so its last state keeps its value: the buffer
-        # is told `terminated` alone, although the episode is over either way (Pardo et al. 2018).
-        self.replay_buffer.append(Experience(self.state, action, float(reward), terminated, new_state))
+        self.actions.append(action)
+        try:
+            new_state, reward, terminated, truncated, _ = self.env.step(action)
+            # An episode cut by its time limit would have gone on, so its last state keeps its value: the buffer
+            # is told `terminated` alone, although the episode is over either way (Pardo et al. 2018).
+            self.replay_buffer.append(Experience(self.state, action, float(reward), terminated, new_state))
+        except Exception as error:
+            where = f"step {len(self.actions)} of the episode with seed {self.episode_seed}"
+            raise RunError(f"the environment failed at {where}: {error!r}") from error
         self.state = new_state
         if terminated or truncated:
             self.reset()
         return float(reward), terminated or truncated
 
+    def state_dict(self) -> dict[str, Any]:
+        """The generator and the running episode: its seed and the actions so far, to be played again."""
+        return {"rng": self.rng.bit_generator.state, "episode_seed": self.episode_seed, "actions": self.actions}
 
-class UsageError(ValueError):
-    """Input that cannot work; the message is one line that names the flag, the value and the remedy."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the agent of `state` stood, with no need to pickle an environment."""
+        self.rng.bit_generator.state = state["rng"]
+        self.episode_seed, self.actions = state["episode_seed"], list(state["actions"])
+        self.state, _ = self.env.reset(seed=self.episode_seed)
+        for action in self.actions:
+            self.state, *_ = self.env.step(action)
 
 
 def make_env(env: str, episode_length: int | None = None) -> gym.Env[Any, Any]:
-    """Make an environment with a `Discrete` action space and flat observations.
-
-    Args:
-        env: id, as `gym.make` takes it
-        episode_length: steps after which an episode is cut; None is the environment's own
+    """Make the environment with id `env`, its episodes cut after `episode_length` steps, its observations flat.
 
     Raises:
         UsageError: there is no such environment, its package is missing, or a DQN cannot play it
@@ -229,33 +268,27 @@ def make_env(env: str, episode_length: int | None = None) -> gym.Env[Any, Any]:
     return made
 
 
-class Setting(NamedTuple):
-    """A flag of the command line. `allowed` is empty, the least and the greatest number, or the choices."""
+def hyperparameters() -> dict[str, tuple[Any, ...]]:
+    """Type, default, meaning and what is allowed (least and greatest, or the choices) of each hyperparameter.
 
-    kind: type
-    default: Any
-    meaning: str
-    allowed: tuple[Any, ...] = ()
-
-    def check(self, name: str, value: Any) -> None:
-        """Raise a UsageError unless `value` is allowed."""
-        if not self.allowed or value is None:
-            return
-        if self.kind is str and value not in self.allowed:
-            raise UsageError(f"--{name} {value}: must be one of {', '.join(self.allowed)}")
-        if self.kind is not str and not self.allowed[0] <= value <= self.allowed[1]:
-            raise UsageError(f"--{name} {value}: must be from {self.allowed[0]} to {self.allowed[1]}")
-
-
-def hyperparameters() -> dict[str, Setting]:
-    """The keywords of `DQNLightning`, read off its signature: there they are written, and only there."""
+    Read off the signature of `DQNLightning`: there they are written, and only there.
+    """
     hints = get_type_hints(DQNLightning.__init__, include_extras=True)
     settings = {}
     for name, parameter in inspect.signature(DQNLightning).parameters.items():
         kind, meaning, *allowed = get_args(hints[name])
-        kind = next(iter(get_args(kind)), kind)  # `int | None` is read as int
-        settings[name] = Setting(kind, parameter.default, meaning, tuple(allowed))
+        settings[name] = (next(iter(get_args(kind)), kind), parameter.default, meaning, allowed)  # int of int | None
     return settings
+
+
+def check(settings: dict[str, tuple[Any, ...]], values: Mapping[str, Any]) -> None:
+    """Raise a UsageError for the first of `values` that its setting does not allow."""
+    for name, (kind, _, _, allowed) in settings.items():
+        value = values[name]
+        if kind is str and allowed and value not in allowed:
+            raise UsageError(f"--{name} {value}: must be one of {', '.join(allowed)}")
+        if kind is not str and allowed and value is not None and not allowed[0] <= value <= allowed[1]:
+            raise UsageError(f"--{name} {value}: must be from {allowed[0]} to {allowed[1]}")
 
 
 class DQNLightning(pl.LightningModule):
@@ -293,21 +326,20 @@ class DQNLightning(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        for name, setting in hyperparameters().items():
-            setting.check(name, self.hparams[name])
+        check(hyperparameters(), self.hparams)
         if not batch_size <= sample_size <= min(warm_start_steps, replay_size):
             raise UsageError(
                 f"--sample_size {sample_size}: must be at least --batch_size ({batch_size}), and at most"
                 f" --warm_start_steps ({warm_start_steps}) and --replay_size ({replay_size})"
             )
+        self.steps_per_epoch = -(-sample_size // batch_size)  # rounded up; each step is one in the environment too
         self.env = make_env(env, episode_length)
         spec: Any = self.env.spec
         self.max_episode_steps, self.reward_threshold = spec.max_episode_steps, spec.reward_threshold
 
         # Torch's generator, which --seed seeds, makes the weights and seeds the other two.
-        buffer_seed, agent_seed = torch.randint(2**62, (2,)).tolist()
-        self.buffer = ReplayBuffer(replay_size, buffer_seed)
-        self.agent = Agent(self.env, self.buffer, agent_seed)
+        self.buffer = ReplayBuffer(replay_size, seed=int(torch.randint(2**62, ())))
+        self.agent = Agent(self.env, self.buffer, seed=int(torch.randint(2**62, ())))
         obs_size = math.prod(self.env.observation_space.shape or ())
         shape = (obs_size, self.agent.n_actions, hidden_size, hidden_layers)
         self.net, self.target_net = DQN(*shape), DQN(*shape).requires_grad_(False)
@@ -365,17 +397,6 @@ class DQNLightning(pl.LightningModule):
         return DataLoader(dataset, batch_size=None)
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Training steps in an epoch; each is one step in the environment too."""
-        steps: int = -(-self.hparams.sample_size // self.hparams.batch_size)  # rounded up
-        return steps
-
-    @property
-    def avg_reward(self) -> float:
-        """Mean return of the last 100 episodes."""
-        return statistics.fmean(self.returns)
-
-    @property
     def epsilon(self) -> float:
         """Probability of a random action at this step."""
         progress = min(1.0, self.global_step / self.hparams.eps_last_frame)
@@ -409,7 +430,7 @@ class DQNLightning(pl.LightningModule):
         if done:
             self.total_reward, self.episode_reward = self.episode_reward, 0.0
             self.returns.append(self.total_reward)
-            scalars |= {"total_reward": self.total_reward, "avg_reward": self.avg_reward}
+            scalars |= {"total_reward": self.total_reward, "avg_reward": statistics.fmean(self.returns)}
         if self.global_step % LOG_EVERY == 0:
             with torch.no_grad():
                 q_mean = self.net(batch[0]).amax(1).mean().item()
@@ -417,6 +438,27 @@ class DQNLightning(pl.LightningModule):
             scalars["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         if scalars and self.logger is not None:
             self.logger.log_metrics(scalars, step=self.global_step)
+
+    def on_train_epoch_end(self) -> None:
+        """Stop before a checkpoint is written where the loss, and so the weights, stopped being finite."""
+        if not all(weight.isfinite().all() for weight in self.net.parameters()):
+            step = self.global_step
+            raise RunError(f"the loss stopped being finite before step {step}; try a lower --lr, or --grad_clip 10")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what only this module knows: with it a resumed run equals one that never stopped."""
+        rewards = [self.episode_reward, self.total_reward, list(self.returns)]
+        states = {"buffer": self.buffer.state_dict(), "agent": self.agent.state_dict()}
+        checkpoint["dqn"] = {**states, "rewards": rewards, "torch_rng": torch.get_rng_state()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what `on_save_checkpoint` added."""
+        saved = checkpoint["dqn"]
+        self.buffer.load_state_dict(saved["buffer"])
+        self.agent.load_state_dict(saved["agent"])
+        self.episode_reward, self.total_reward, returns = saved["rewards"]
+        self.returns = deque(returns, maxlen=self.returns.maxlen)
+        torch.set_rng_state(saved["torch_rng"])
 
     def val_dataloader(self) -> DataLoader[int]:
         """Seeds of the episodes to validate on, all played together."""
@@ -457,72 +499,119 @@ class DQNLightning(pl.LightningModule):
 
 
 RUN_SETTINGS = {
-    "gpus": Setting(int, 0, "GPUs to train on; 0 is the CPU, -1 all there are", (-1, 10**6)),
-    "num_nodes": Setting(int, 1, "machines to train on", (1, 10**6)),
-    "num_processes": Setting(int, 1, "processes to train in, on the CPU", (1, 10**6)),
-    "max_epochs": Setting(int, 1200, "epochs to train", (1, 10**9)),
-    "seed": Setting(int, 0, "decides everything that is random", (0, 2**32 - 1)),
-    "val_check_interval": Setting(int, 500, "steps between validations, rounded up to epochs", (1, 10**9)),
+    "gpus": (int, 0, "GPUs to train on; 0 is the CPU, -1 all there are", [-1, 10**6]),
+    "num_nodes": (int, 1, "machines to train on", [1, 10**6]),
+    "num_processes": (int, 1, "processes to train in, on the CPU", [1, 10**6]),
+    "max_epochs": (int, 1200, "epochs to train", [1, 10**9]),
+    "seed": (int, 0, "decides everything that is random", [0, 2**32 - 1]),
+    "val_check_interval": (int, 520, "steps between validations, in whole epochs", [1, 10**9]),
 }
 
 
-class Bar(tqdm):  # type: ignore[misc, type-arg, unused-ignore]
-    """A progress bar of `module`; on no terminal, where it could not be redrawn, a plain line now and then."""
-
-    module: DQNLightning
-
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        m = self.module
-        numbers = {"total_reward": m.total_reward, "avg_reward": m.avg_reward, "epsilon": m.epsilon}
-        self.set_postfix({name: f"{number:.2f}" for name, number in numbers.items()}, refresh=False)
-        if sys.stderr.isatty():
-            super().display(msg, pos)
-        else:
-            print(self, file=sys.stderr, flush=True)
-
-
 class Progress(Callback):
-    """One bar for the whole run; Lightning's own would begin anew with every epoch, every 13 steps."""
+    """One bar for the whole run, redrawn three times a second; on no terminal, a line every ten seconds."""
 
     def on_train_start(self, trainer: pl.Trainer, module: DQNLightning) -> None:  # type: ignore[override]
-        total, interval = (trainer.max_epochs or 0) * module.steps_per_epoch, 0.3 if sys.stderr.isatty() else 10.0
-        self.bar = Bar(
-            total=total, initial=trainer.global_step, unit="step", mininterval=interval, miniters=1, delay=1e-9
+        self.begun, self.first_step, self.draw_at = time.monotonic(), trainer.global_step, 0.0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: DQNLightning, *_: Any) -> None:  # type: ignore[override]
+        if time.monotonic() >= self.draw_at:
+            self.draw(trainer, module)
+
+    def on_train_end(self, trainer: pl.Trainer, module: DQNLightning) -> None:  # type: ignore[override]
+        self.draw(trainer, module, "\n")
+
+    def draw(self, trainer: pl.Trainer, module: DQNLightning, end: str = "") -> None:
+        """Print the bar, on a terminal over the one before."""
+        terminal = sys.stderr.isatty()
+        rewards = f"total_reward {module.total_reward:g}, avg_reward {statistics.fmean(module.returns):.1f}"
+        bar = tqdm.format_meter(
+            trainer.global_step,
+            (trainer.max_epochs or 0) * module.steps_per_epoch,
+            time.monotonic() - self.begun,
+            ncols=shutil.get_terminal_size().columns if terminal else None,
+            unit="step",
+            postfix=f"{rewards}, epsilon {module.epsilon:.2f}",
+            initial=self.first_step,
         )
-        self.bar.module = module
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.bar.update()
-
-    def on_train_end(self, *_: Any) -> None:
-        self.bar.close()
+        print(f"\r{bar}" if terminal else bar, end=end if terminal else "\n", file=sys.stderr, flush=True)
+        self.draw_at = time.monotonic() + (0.3 if terminal else 10.0)
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line."""
+class Checkpoints(ModelCheckpoint):
+    """Writes `last.ckpt` too, every two seconds, or so seldom that it takes 4 % of the time at most.
 
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+    Between two epochs, where no sample is half used. Ctrl-C or SIGTERM end the run there.
+    """
+
+    write_at = 0.0  # by time.monotonic
+    signal = 0  # that asks to stop
+
+    def on_train_start(self, *_: Any) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda received, _: setattr(self, "signal", received))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        trainer.should_stop = bool(self.signal)
+        begun = time.monotonic()
+        if begun >= self.write_at or self.signal or trainer.current_epoch + 1 == trainer.max_epochs:
+            if trainer.logger:
+                trainer.logger.save()  # the curves up to this step
+            trainer.save_checkpoint(Path(self.dirpath or "", "last.ckpt"))
+            now = time.monotonic()
+            self.write_at = now + max(2.0, 25 * (now - begun))
+
+
+class AtomicIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and then moves it there: the one in place is always whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        partial = Path(f"{path}.partial")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+            partial.replace(path)
+        except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)
+            raise RunError(f"cannot write {path}: {error}") from error
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Load a checkpoint of this script, from whomever it comes: code that it may carry does not run."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if {"dqn", "hyper_parameters", "state_dict", "optimizer_states", "loops"} <= set(checkpoint):
+            return dict(checkpoint)
+        problem = "is not a checkpoint of this script"
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+    except pickle.UnpicklingError:
+        problem = "is no checkpoint, or one that carries code"
+    except Exception:  # whatever a damaged file does to the reader
+        problem = "is damaged or cut short"
+    raise UsageError(f"{path} {problem}: give a last.ckpt or best.ckpt from lightning_logs/version_N/checkpoints")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a hyperparameter that is not given is not in the result.
-
-    Raises:
-        SystemExit: with code 2, after one line on stderr, for flags that cannot be read
-    """
-    parser = Parser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    """Read the command line; what is not given is not in the result. Exits with 2 if it cannot be read."""
+    about = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(description=about, usage=argparse.SUPPRESS, allow_abbrev=False)
     run, environment, dqn = map(parser.add_argument_group, ("run", "environment", "DQN"))
     for name, (kind, default, meaning, allowed) in (RUN_SETTINGS | hyperparameters()).items():
         group = run if name in RUN_SETTINGS else environment if name in ("env", "episode_length") else dqn
         choices = f", {' or '.join(allowed)}" if kind is str and allowed else ""
         group.add_argument(
             f"--{name}",
-            default=default if group is run else argparse.SUPPRESS,
+            default=argparse.SUPPRESS,
             help=f"{meaning}{choices} (default: {default})",
             **{"action": "store_true"} if kind is bool else {"type": kind, "metavar": kind.__name__.upper()},
         )
-    run.add_argument("--test", metavar="CKPT", type=Path, help="test this checkpoint instead of training")
+    which = run.add_mutually_exclusive_group()
+    newest = "go on from this checkpoint (no value: the newest run's last.ckpt)"
+    which.add_argument("--resume", metavar="CKPT", nargs="?", type=Path, const=Path(), help=newest)
+    which.add_argument("--test", metavar="CKPT", type=Path, help="only test this checkpoint")
     return parser.parse_args(argv)
 
 
@@ -531,59 +620,87 @@ def main(args: argparse.Namespace) -> None:
 
     Raises:
         UsageError: `args` cannot work; nothing was written
+        RunError: the run cannot go on; its last checkpoint is in place
+        SystemExit: Ctrl-C or SIGTERM stopped the run, after a checkpoint
     """
-    for name, setting in RUN_SETTINGS.items():
-        setting.check(name, getattr(args, name))
-    visible = torch.cuda.device_count()
-    if args.gpus > visible or (args.gpus and not visible):
-        raise UsageError(f"--gpus {args.gpus}: {visible or 'no'} GPU is visible; --gpus 0 is the CPU")
+    path = args.resume or args.test
+    if path == Path():  # --resume without a value
+        runs = Path("lightning_logs").glob("version_*/checkpoints/last.ckpt")
+        path = max(runs, key=lambda run: int(run.parts[1].removeprefix("version_")), default=path)
+    checkpoint = read_checkpoint(path) if path else {}
+    saved = checkpoint.get("hyper_parameters", {})
+    given = {name: value for name, value in vars(args).items() if name not in ("resume", "test")}
+    for name in given.keys() & saved.keys() - {"max_epochs", "val_check_interval"}:
+        if given[name] != saved[name]:
+            raise UsageError(f"--{name} {given[name]}: {path} was trained with {saved[name]}; leave the flag out")
+    settings = {name: default for name, (_, default, _, _) in RUN_SETTINGS.items()} | saved | given
+    check(RUN_SETTINGS, settings)
+    gpus, visible = settings["gpus"], torch.cuda.device_count()
+    if gpus > visible or (gpus and not visible):
+        raise UsageError(f"--gpus {gpus}: {visible or 'no'} GPU is visible; --gpus 0 is the CPU")
     # What Lightning would say of choices that are made on purpose: the replay buffer lives in this process, the
-    # CPU is the default.
+    # CPU is the default, a resumed run goes on in its own folder.
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for said in ("does not have many workers", "GPU available but not used", "LeafSpec"):
+    for said in ("does not have many workers", "GPU available but not used", "exists and is not empty", "LeafSpec"):
         warnings.filterwarnings("ignore", f".*{said}")
 
-    pl.seed_everything(args.seed, verbose=False)
-    if args.test:
-        model = DQNLightning.load_from_checkpoint(args.test, map_location="cpu", weights_only=True)
-    else:
-        model = DQNLightning(**{name: value for name, value in vars(args).items() if name in hyperparameters()})
+    pl.seed_everything(settings["seed"], verbose=False)
+    model = DQNLightning(**{name: settings[name] for name in hyperparameters() if name in settings})
+    model.save_hyperparameters({name: settings[name] for name in ("seed", "max_epochs", "val_check_interval")})
+    if checkpoint:
+        try:
+            model.load_state_dict(checkpoint["state_dict"])
+            model.on_load_checkpoint(checkpoint)
+        except Exception as error:  # whatever an ill-fitting checkpoint does to the loader
+            raise UsageError(f"{path} does not fit {model.hparams.env}: {error!r}") from None
+        if settings["max_epochs"] <= checkpoint["epoch"]:
+            raise UsageError(f"--max_epochs {settings['max_epochs']}: {path} has {checkpoint['epoch'] + 1} already")
     if model.hparams.batch_size * model.hparams.hidden_size < 2**16:
         torch.set_num_threads(1)  # more would wait for each other longer than they compute
-    # Validations and checkpoints come between epochs, where no sample is half used.
-    val_epochs = min(args.max_epochs, math.ceil(args.val_check_interval / model.steps_per_epoch))
+    val_epochs = min(settings["max_epochs"], -(-settings["val_check_interval"] // model.steps_per_epoch))
     between: Any = {"every_n_epochs": val_epochs, "save_on_train_epoch_end": True, "enable_version_counter": False}
-    best = ModelCheckpoint(filename="best", monitor="val_reward", mode="max", **between)
-    logger = TensorBoardLogger(".", "lightning_logs", flush_secs=5)
+    checkpoints = Checkpoints(filename="best", monitor="val_reward", mode="max", **between)
+    version = path.absolute().parent.parent.name if args.resume else None
+    purge_step = checkpoint.get("global_step")  # what a killed run logged after its last checkpoint comes again
+    logger = TensorBoardLogger(
+        ".", "lightning_logs", default_hp_metric=False, version=version, flush_secs=5, purge_step=purge_step
+    )
     trainer = pl.Trainer(
-        accelerator="gpu" if args.gpus else "cpu",
-        devices=args.gpus or args.num_processes,
-        num_nodes=args.num_nodes,
-        max_epochs=args.max_epochs,
+        accelerator="gpu" if gpus else "cpu",
+        devices=gpus or settings["num_processes"],
+        num_nodes=settings["num_nodes"],
+        max_epochs=settings["max_epochs"],
         check_val_every_n_epoch=val_epochs,
         num_sanity_val_steps=0,
         gradient_clip_val=model.hparams.grad_clip,
         logger=False if args.test else logger,
-        callbacks=[] if args.test else [Progress(), best, ModelCheckpoint(filename="last", **between)],
+        callbacks=[] if args.test else [Progress(), checkpoints],
+        plugins=[AtomicIO()],
         enable_checkpointing=not args.test,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    print(f"{model.hparams.env} on {trainer.strategy.root_device}, network {model.net.net}")
+    print(f"{model.hparams.env} on {trainer.strategy.root_device}")
+    best = args.test or Path(logger.log_dir, "checkpoints", "best.ckpt")
+    command = f"python {Path(__file__).name}"
     if not args.test:
-        trainer.fit(model)
-        print(f"best val_reward: {best.best_model_score:.1f}, solved at {model.reward_threshold}")
-    checkpoint = args.test or Path("lightning_logs", f"version_{logger.version}", "checkpoints", "best.ckpt")
-    result = trainer.test(model, ckpt_path=checkpoint, verbose=False, weights_only=True)[0]
+        trainer.fit(model, ckpt_path=path, weights_only=True)
+        if checkpoints.signal:
+            print(f"stopped at step {trainer.global_step}; this goes on:")
+            print(f"{command} --resume {best.with_name('last.ckpt')}")
+            sys.exit(128 + checkpoints.signal)
+        print(f"best val_reward: {checkpoints.best_model_score:.1f}, solved from {model.reward_threshold}")
+    result = trainer.test(model, ckpt_path=best, verbose=False, weights_only=True)[0]
     mean, std = result["test_reward"], result["test_reward_std"]
-    print(f"test_reward: {mean:.1f} +/- {std:.1f} over {len(TEST_SEEDS)} episodes")
+    print(f"test_reward: {mean:.2f} +/- {std:.2f} over {len(TEST_SEEDS)} episodes")
     print("tensorboard --logdir lightning_logs")
-    print(f"python {Path(__file__).name} --test {checkpoint}")
+    print(f"{command} --test {best}")
 
 
 if __name__ == "__main__":
     arguments = parse_args()
     try:
         main(arguments)
-    except UsageError as error:
-        Parser().error(str(error))
+    except (UsageError, RunError) as error:
+        print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
