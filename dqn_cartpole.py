@@ -22,6 +22,7 @@ import signal
 import statistics
 import sys
 import time
+import traceback
 import warnings
 from collections import deque, namedtuple
 from collections.abc import Iterator, Mapping, Sequence
@@ -578,20 +579,20 @@ class AtomicIO(TorchCheckpointIO):
             raise RunError(f"cannot write {path}: {error}") from error
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a checkpoint of this script, from whomever it comes: code that it may carry does not run."""
+def read_checkpoint(flag: str, path: Path) -> dict[str, Any]:
+    """Load the checkpoint given with a flag, from whomever it comes: code that it may carry does not run."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if {"dqn", "hyper_parameters", "state_dict", "optimizer_states", "loops"} <= set(checkpoint):
             return dict(checkpoint)
-        problem = "is not a checkpoint of this script"
+        problem = "not a checkpoint of this script"
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
     except pickle.UnpicklingError:
-        problem = "is no checkpoint, or one that carries code"
+        problem = "no checkpoint, or one that carries code"
     except Exception:  # whatever a damaged file does to the reader
-        problem = "is damaged or cut short"
-    raise UsageError(f"{path} {problem}: give a last.ckpt or best.ckpt from lightning_logs/version_N/checkpoints")
+        problem = "damaged or cut short"
+    raise UsageError(f"--{flag} {path}: {problem}; give a last.ckpt of lightning_logs/version_N/checkpoints")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -610,9 +611,30 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         )
     which = run.add_mutually_exclusive_group()
     newest = "go on from this checkpoint (no value: the newest run's last.ckpt)"
-    which.add_argument("--resume", metavar="CKPT", nargs="?", type=Path, const=Path(), help=newest)
+    runs = sorted(Path("lightning_logs").glob("version_*/checkpoints/last.ckpt"), key=lambda last: last.stat().st_mtime)
+    last = runs[-1] if runs else Path("lightning_logs", "version_0", "checkpoints", "last.ckpt")
+    which.add_argument("--resume", metavar="CKPT", nargs="?", type=Path, const=last, help=newest)
     which.add_argument("--test", metavar="CKPT", type=Path, help="only test this checkpoint")
     return parser.parse_args(argv)
+
+
+def read_settings(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings by name, given or saved or default, and the checkpoint to resume or test, empty if there is none."""
+    flag, path = ("test", args.test) if args.test else ("resume", args.resume)
+    checkpoint = read_checkpoint(flag, path) if path else {}
+    saved = checkpoint.get("hyper_parameters", {})
+    given = {name: value for name, value in vars(args).items() if name not in ("resume", "test")}
+    for name in given.keys() & saved.keys() - {"max_epochs", "val_check_interval"}:
+        if given[name] != saved[name]:
+            raise UsageError(f"--{name} {given[name]}: {path} was trained with {saved[name]}; leave it out")
+    settings = {name: default for name, (_, default, _, _) in RUN_SETTINGS.items()} | saved | given
+    check(RUN_SETTINGS, settings)
+    if settings["max_epochs"] < checkpoint.get("epoch", -1) + 1:
+        raise UsageError(f"--max_epochs {settings['max_epochs']}: {path} has trained more already")
+    gpus, visible = settings["gpus"], torch.cuda.device_count()
+    if gpus > visible or (gpus and not visible):
+        raise UsageError(f"--gpus {gpus}: {visible or 'no'} GPU is visible; --gpus 0 is the CPU")
+    return settings, checkpoint
 
 
 def main(args: argparse.Namespace) -> None:
@@ -623,21 +645,7 @@ def main(args: argparse.Namespace) -> None:
         RunError: the run cannot go on; its last checkpoint is in place
         SystemExit: Ctrl-C or SIGTERM stopped the run, after a checkpoint
     """
-    path = args.resume or args.test
-    if path == Path():  # --resume without a value
-        runs = Path("lightning_logs").glob("version_*/checkpoints/last.ckpt")
-        path = max(runs, key=lambda run: int(run.parts[1].removeprefix("version_")), default=path)
-    checkpoint = read_checkpoint(path) if path else {}
-    saved = checkpoint.get("hyper_parameters", {})
-    given = {name: value for name, value in vars(args).items() if name not in ("resume", "test")}
-    for name in given.keys() & saved.keys() - {"max_epochs", "val_check_interval"}:
-        if given[name] != saved[name]:
-            raise UsageError(f"--{name} {given[name]}: {path} was trained with {saved[name]}; leave the flag out")
-    settings = {name: default for name, (_, default, _, _) in RUN_SETTINGS.items()} | saved | given
-    check(RUN_SETTINGS, settings)
-    gpus, visible = settings["gpus"], torch.cuda.device_count()
-    if gpus > visible or (gpus and not visible):
-        raise UsageError(f"--gpus {gpus}: {visible or 'no'} GPU is visible; --gpus 0 is the CPU")
+    settings, checkpoint = read_settings(args)
     # What Lightning would say of choices that are made on purpose: the replay buffer lives in this process, the
     # CPU is the default, a resumed run goes on in its own folder.
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -647,27 +655,32 @@ def main(args: argparse.Namespace) -> None:
     pl.seed_everything(settings["seed"], verbose=False)
     model = DQNLightning(**{name: settings[name] for name in hyperparameters() if name in settings})
     model.save_hyperparameters({name: settings[name] for name in ("seed", "max_epochs", "val_check_interval")})
+    path = args.resume or args.test
     if checkpoint:
         try:
             model.load_state_dict(checkpoint["state_dict"])
             model.on_load_checkpoint(checkpoint)
         except Exception as error:  # whatever an ill-fitting checkpoint does to the loader
-            raise UsageError(f"{path} does not fit {model.hparams.env}: {error!r}") from None
-        if settings["max_epochs"] <= checkpoint["epoch"]:
-            raise UsageError(f"--max_epochs {settings['max_epochs']}: {path} has {checkpoint['epoch'] + 1} already")
+            reason = " ".join(str(error).split())
+            raise UsageError(f"{path}: does not fit {model.hparams.env}: {reason}") from None
     if model.hparams.batch_size * model.hparams.hidden_size < 2**16:
         torch.set_num_threads(1)  # more would wait for each other longer than they compute
     val_epochs = min(settings["max_epochs"], -(-settings["val_check_interval"] // model.steps_per_epoch))
     between: Any = {"every_n_epochs": val_epochs, "save_on_train_epoch_end": True, "enable_version_counter": False}
     checkpoints = Checkpoints(filename="best", monitor="val_reward", mode="max", **between)
-    version = path.absolute().parent.parent.name if args.resume else None
-    purge_step = checkpoint.get("global_step")  # what a killed run logged after its last checkpoint comes again
+    logs = Path("lightning_logs").absolute()
+    resumed = [folder.name for folder in path.absolute().parents if folder.parent == logs] if path else []
     logger = TensorBoardLogger(
-        ".", "lightning_logs", default_hp_metric=False, version=version, flush_secs=5, purge_step=purge_step
+        ".",
+        "lightning_logs",
+        version=resumed[0] if resumed else None,
+        default_hp_metric=False,
+        flush_secs=5,
+        purge_step=checkpoint.get("global_step"),  # what a killed run logged after its last checkpoint comes again
     )
     trainer = pl.Trainer(
-        accelerator="gpu" if gpus else "cpu",
-        devices=gpus or settings["num_processes"],
+        accelerator="gpu" if settings["gpus"] else "cpu",
+        devices=settings["gpus"] or settings["num_processes"],
         num_nodes=settings["num_nodes"],
         max_epochs=settings["max_epochs"],
         check_val_every_n_epoch=val_epochs,
@@ -680,16 +693,22 @@ def main(args: argparse.Namespace) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    print(f"{model.hparams.env} on {trainer.strategy.root_device}")
     best = args.test or Path(logger.log_dir, "checkpoints", "best.ckpt")
     command = f"python {Path(__file__).name}"
+    go_on = f"{command} --resume {best.with_name('last.ckpt')}"
     if not args.test:
-        trainer.fit(model, ckpt_path=path, weights_only=True)
+        length = f"{settings['max_epochs']:,} epochs of {model.steps_per_epoch} steps"
+        print(f"{model.hparams.env} on {trainer.strategy.root_device}: {length}, logged in {best.parents[1]}")
+        try:
+            trainer.fit(model, ckpt_path=path, weights_only=True)
+        except RunError as error:
+            raise RunError(f"{error}; to go on from the last checkpoint: {go_on}") from error.__cause__
         if checkpoints.signal:
-            print(f"stopped at step {trainer.global_step}; this goes on:")
-            print(f"{command} --resume {best.with_name('last.ckpt')}")
+            print(f"stopped at step {trainer.global_step:,}; to go on:\n{go_on}")
             sys.exit(128 + checkpoints.signal)
-        print(f"best val_reward: {checkpoints.best_model_score:.1f}, solved from {model.reward_threshold}")
+        if checkpoints.best_model_score is not None:
+            print(f"best val_reward: {checkpoints.best_model_score:.2f}, solved from {model.reward_threshold}")
+    best = best if best.exists() else path
     result = trainer.test(model, ckpt_path=best, verbose=False, weights_only=True)[0]
     mean, std = result["test_reward"], result["test_reward_std"]
     print(f"test_reward: {mean:.2f} +/- {std:.2f} over {len(TEST_SEEDS)} episodes")
@@ -702,5 +721,7 @@ if __name__ == "__main__":
     try:
         main(arguments)
     except (UsageError, RunError) as error:
+        if error.__cause__:
+            traceback.print_exception(error.__cause__)
         print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)
