@@ -50,7 +50,6 @@ except ModuleNotFoundError:  # gym 0.26, the last release before Gymnasium took 
 VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), range(2000, 2**31)
 EVAL_STEPS = 1000  # cut a validation or test episode where the environment itself never does
 LOG_EVERY = 50  # steps between points of what changes with every step: writing one costs about a step's time
-FINAL_LR = 0.01  # where a decaying learning rate ends, as a share of lr
 
 
 class UsageError(ValueError):
@@ -257,15 +256,15 @@ def make_env(env: str, episode_length: int | None = None) -> gym.Env[Any, Any]:
         UsageError: there is no such environment, its package is missing, or a DQN cannot play it
     """
     with warnings.catch_warnings():  # CartPole-v0 is CartPole-v1 with a cap of 200, and the article's task
-        warnings.filterwarnings("ignore", ".*is out of date")
+        warnings.filterwarnings("ignore", ".*(is out of date|latest versioned environment)")
         try:
             made = gym.make(env, max_episode_steps=episode_length, disable_env_checker=True)
-        except (gym.error.Error, ImportError) as error:
+            if len(made.observation_space.shape or ()) != 1:
+                made = gym.wrappers.FlattenObservation(made)
+        except Exception as error:  # gym's own errors, and whatever an environment's package does
             raise UsageError(f"--env {env}: {' '.join(str(error).split())}") from None
     if not isinstance(made.action_space, gym.spaces.Discrete) or made.action_space.start != 0:
         raise UsageError(f"--env {env}: DQN needs a Discrete action space from 0, not {made.action_space}")
-    if len(made.observation_space.shape or ()) != 1:
-        made = gym.wrappers.FlattenObservation(made)
     return made
 
 
@@ -309,19 +308,19 @@ class DQNLightning(pl.LightningModule):
         env: Annotated[str, "id of the environment"] = "CartPole-v0",
         episode_length: Annotated[int | None, "steps that cut an episode; None: env's own", 1, 10**9] = None,
         batch_size: Annotated[int, "experiences in a minibatch", 1, 10**6] = 16,
-        lr: Annotated[float, "learning rate", 1e-9, 10.0] = 1e-2,
+        lr: Annotated[float, "learning rate", 1e-9, 10.0] = 5e-3,
         gamma: Annotated[float, "discount of the return", 0, 1] = 0.99,
         sync_rate: Annotated[int, "steps between copies to the target network", 1, 10**9] = 10,
         tau: Annotated[float, "below 1: share of a copy made every step instead", 1e-9, 1] = 1.0,
-        replay_size: Annotated[int, "capacity of the replay buffer", 1, 10**8] = 1000,
+        replay_size: Annotated[int, "capacity of the replay buffer", 1, 10**8] = 5000,
         warm_start_steps: Annotated[int, "random steps before training", 1, 10**9] = 1000,
         sample_size: Annotated[int, "experiences in an epoch", 1, 10**8] = 200,
         eps_start: Annotated[float, "epsilon at the first step", 0, 1] = 1.0,
-        eps_end: Annotated[float, "epsilon from eps_last_frame on", 0, 1] = 0.01,
+        eps_end: Annotated[float, "epsilon from eps_last_frame on", 0, 1] = 0.5,
         eps_last_frame: Annotated[int, "steps over which epsilon changes linearly", 1, 10**9] = 1000,
         hidden_size: Annotated[int, "units in a hidden layer", 1, 10**5] = 128,
         hidden_layers: Annotated[int, "hidden layers", 1, 100] = 1,
-        lr_schedule: Annotated[str, "how lr falls during the run", "constant", "linear", "cosine"] = "constant",
+        lr_schedule: Annotated[str, "how lr falls to 0 by the end", "constant", "linear", "cosine"] = "cosine",
         double_dqn: Annotated[bool, "let the online network choose the next action"] = False,
         grad_clip: Annotated[float | None, "greatest norm of the gradient; None: any", 1e-9, 1e9] = None,
     ) -> None:
@@ -348,7 +347,7 @@ class DQNLightning(pl.LightningModule):
 
         self.episode_reward = 0.0  # of the running episode so far
         self.total_reward = 0.0  # of the last finished episode
-        self.returns: deque[float] = deque([0.0], maxlen=100)  # of the last finished episodes
+        self.returns: deque[float] = deque(maxlen=100)  # of the last finished episodes
         self.populate(warm_start_steps)
 
     def populate(self, steps: int = 1000) -> None:
@@ -387,15 +386,20 @@ class DQNLightning(pl.LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)]
 
     def lr_factor(self, epoch: int) -> float:
-        """What `lr` is multiplied by in an epoch: from 1 to `FINAL_LR`, as `lr_schedule` says."""
+        """What `lr` is multiplied by in an epoch: 1 at the start of the run, as `lr_schedule` says later."""
         progress = epoch / (self.trainer.max_epochs or 1)
-        height = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
-        return FINAL_LR + (1 - FINAL_LR) * height[self.hparams.lr_schedule]
+        factors = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
+        return factors[self.hparams.lr_schedule]
 
     def train_dataloader(self) -> DataLoader[Experience]:
         """Minibatches of the replay buffer, made in this process: a worker's copy would miss what is new."""
         dataset = RLDataset(self.buffer, self.hparams.sample_size, self.hparams.batch_size)
         return DataLoader(dataset, batch_size=None)
+
+    @property
+    def avg_reward(self) -> float:
+        """Mean return of the last 100 episodes, 0 before the first has ended."""
+        return statistics.fmean(self.returns or [0.0])
 
     @property
     def epsilon(self) -> float:
@@ -431,7 +435,7 @@ class DQNLightning(pl.LightningModule):
         if done:
             self.total_reward, self.episode_reward = self.episode_reward, 0.0
             self.returns.append(self.total_reward)
-            scalars |= {"total_reward": self.total_reward, "avg_reward": statistics.fmean(self.returns)}
+            scalars |= {"total_reward": self.total_reward, "avg_reward": self.avg_reward}
         if self.global_step % LOG_EVERY == 0:
             with torch.no_grad():
                 q_mean = self.net(batch[0]).amax(1).mean().item()
@@ -474,9 +478,9 @@ class DQNLightning(pl.LightningModule):
         self.log("val_reward", self.play_episodes(seeds).mean())
 
     def test_step(self, seeds: torch.Tensor, batch_idx: int) -> None:
-        """Play greedily and log the returns' mean, `test_reward`, and standard deviation."""
+        """Play greedily; `test_reward` is the mean return. `main` logs it, with the hyperparameters."""
         returns = self.play_episodes(seeds)
-        self.log_dict({"test_reward": returns.mean(), "test_reward_std": returns.std(correction=0)})
+        self.log_dict({"test_reward": returns.mean(), "test_reward_std": returns.std(correction=0)}, logger=False)
 
     def play_episodes(self, seeds: torch.Tensor) -> torch.Tensor:
         """Play a greedy episode for each seed, in lockstep, in environments apart from the agent's.
@@ -525,14 +529,14 @@ class Progress(Callback):
     def draw(self, trainer: pl.Trainer, module: DQNLightning, end: str = "") -> None:
         """Print the bar, on a terminal over the one before."""
         terminal = sys.stderr.isatty()
-        rewards = f"total_reward {module.total_reward:g}, avg_reward {statistics.fmean(module.returns):.1f}"
         bar = tqdm.format_meter(
             trainer.global_step,
             (trainer.max_epochs or 0) * module.steps_per_epoch,
             time.monotonic() - self.begun,
             ncols=shutil.get_terminal_size().columns if terminal else None,
             unit="step",
-            postfix=f"{rewards}, epsilon {module.epsilon:.2f}",
+            bar_format="{n_fmt}/{total_fmt} {bar} {remaining} left, {rate_fmt}{postfix}",
+            postfix=f"reward {module.total_reward:g}, avg {module.avg_reward:.1f}, epsilon {module.epsilon:.2f}",
             initial=self.first_step,
         )
         print(f"\r{bar}" if terminal else bar, end=end if terminal else "\n", file=sys.stderr, flush=True)
@@ -551,6 +555,10 @@ class Checkpoints(ModelCheckpoint):
     def on_train_start(self, *_: Any) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda received, _: setattr(self, "signal", received))
+
+    def check_monitor_top_k(self, trainer: pl.Trainer, current: torch.Tensor | None = None) -> bool:
+        """Of checkpoints that are equally good keep the latest: it is from the lowest learning rate."""
+        return current == self.best_model_score or super().check_monitor_top_k(trainer, current)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
@@ -633,7 +641,7 @@ def read_settings(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, A
         raise UsageError(f"--max_epochs {settings['max_epochs']}: {path} has trained more already")
     gpus, visible = settings["gpus"], torch.cuda.device_count()
     if gpus > visible or (gpus and not visible):
-        raise UsageError(f"--gpus {gpus}: {visible or 'no'} GPU is visible; --gpus 0 is the CPU")
+        raise UsageError(f"--gpus {gpus}: the number of visible GPUs is {visible}; --gpus 0 is the CPU")
     return settings, checkpoint
 
 
@@ -646,11 +654,11 @@ def main(args: argparse.Namespace) -> None:
         SystemExit: Ctrl-C or SIGTERM stopped the run, after a checkpoint
     """
     settings, checkpoint = read_settings(args)
-    # What Lightning would say of choices that are made on purpose: the replay buffer lives in this process, the
-    # CPU is the default, a resumed run goes on in its own folder.
+    # What Lightning would say of choices made on purpose: no workers, because the replay buffer lives in this
+    # process; the CPU as default; a resumed run in its own folder; a test without the callbacks of training.
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for said in ("does not have many workers", "GPU available but not used", "exists and is not empty", "LeafSpec"):
-        warnings.filterwarnings("ignore", f".*{said}")
+    said = "many workers|GPU available but not used|exists and is not empty|callbacks used to create|LeafSpec"
+    warnings.filterwarnings("ignore", f".*({said})")
 
     pl.seed_everything(settings["seed"], verbose=False)
     model = DQNLightning(**{name: settings[name] for name in hyperparameters() if name in settings})
@@ -694,7 +702,7 @@ def main(args: argparse.Namespace) -> None:
         enable_model_summary=False,
     )
     best = args.test or Path(logger.log_dir, "checkpoints", "best.ckpt")
-    command = f"python {Path(__file__).name}"
+    command = f"python {sys.argv[0]}"
     go_on = f"{command} --resume {best.with_name('last.ckpt')}"
     if not args.test:
         length = f"{settings['max_epochs']:,} epochs of {model.steps_per_epoch} steps"
@@ -707,11 +715,13 @@ def main(args: argparse.Namespace) -> None:
             print(f"stopped at step {trainer.global_step:,}; to go on:\n{go_on}")
             sys.exit(128 + checkpoints.signal)
         if checkpoints.best_model_score is not None:
-            print(f"best val_reward: {checkpoints.best_model_score:.2f}, solved from {model.reward_threshold}")
+            print(f"best val_reward: {checkpoints.best_model_score:.2f} (solved at {model.reward_threshold})")
     best = best if best.exists() else path
-    result = trainer.test(model, ckpt_path=best, verbose=False, weights_only=True)[0]
-    mean, std = result["test_reward"], result["test_reward_std"]
+    trainer.test(model, ckpt_path=best, verbose=False, weights_only=True)
+    mean, std = (trainer.callback_metrics[name].item() for name in ("test_reward", "test_reward_std"))
     print(f"test_reward: {mean:.2f} +/- {std:.2f} over {len(TEST_SEEDS)} episodes")
+    if not args.test:
+        logger.log_hyperparams(model.hparams, {"test_reward": mean}, trainer.global_step)  # for the HParams tab
     print("tensorboard --logdir lightning_logs")
     print(f"{command} --test {best}")
 
