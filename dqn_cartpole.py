@@ -82,8 +82,8 @@ class DQN(nn.Module):
         return q_values
 
 
-# One step in the environment; in a sample each field is an array with a row per step. `done` is terminated: the
-# return ends there. An episode that was only cut is not done.
+# One step in the environment; in a sample, each field is an array with a row per step. `done` is terminated: the
+# return ends there. The last step of an episode that was only cut is not done.
 Experience = namedtuple("Experience", ["state", "action", "reward", "done", "new_state"])
 
 
@@ -451,7 +451,7 @@ class DQNLightning(pl.LightningModule):
             raise RunError(f"the loss stopped being finite before step {step}; try a lower --lr, or --grad_clip 10")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what only this module knows: with it a resumed run equals one that never stopped."""
+        """Add what Lightning does not know of: with it a resumed run equals one that never stopped."""
         rewards = [self.episode_reward, self.total_reward, list(self.returns)]
         states = {"buffer": self.buffer.state_dict(), "agent": self.agent.state_dict()}
         checkpoint["dqn"] = {**states, "rewards": rewards, "torch_rng": torch.get_rng_state()}
@@ -514,10 +514,11 @@ RUN_SETTINGS = {
 
 
 class Progress(Callback):
-    """One bar for the whole run, redrawn three times a second; on no terminal, a line every ten seconds."""
+    """One bar for the whole run, redrawn three times a second; where there is no terminal, a line every 10 s."""
 
     def on_train_start(self, trainer: pl.Trainer, module: DQNLightning) -> None:  # type: ignore[override]
-        self.begun, self.first_step, self.draw_at = time.monotonic(), trainer.global_step, 0.0
+        self.begun, self.first_step = time.monotonic(), trainer.global_step
+        self.draw_at = self.begun + 0.3
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: DQNLightning, *_: Any) -> None:  # type: ignore[override]
         if time.monotonic() >= self.draw_at:
@@ -562,7 +563,8 @@ class Checkpoints(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
-        trainer.should_stop = bool(self.signal)
+        if self.signal:
+            trainer.should_stop = True
         begun = time.monotonic()
         if begun >= self.write_at or self.signal or trainer.current_epoch + 1 == trainer.max_epochs:
             if trainer.logger:

@@ -397,7 +397,7 @@ def test_bad_hyperparameters_raise_in_a_program_too():
 
 
 def test_optimizer_is_adam_on_the_network_alone():
-    model = small_model(lr=0.02)
+    model = small_model(lr=0.02, lr_schedule="constant")
     optimizer = fit(model, 1).optimizers[0]
     assert isinstance(optimizer, torch.optim.Adam)
     assert optimizer.param_groups[0]["lr"] == 0.02
