@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import io
 import logging
 import math
 import pickle
@@ -49,6 +50,7 @@ except ModuleNotFoundError:  # gym 0.26, the last release before Gymnasium took 
 # Validation and test play the same episodes every time, so that checkpoints compare; training plays others.
 VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), range(2000, 2**31)
 EVAL_STEPS = 1000  # cut a validation or test episode where the environment itself never does
+LARGEST_REWARD = float(np.finfo(np.float32).max)
 LOG_EVERY = 50  # steps between points of what changes with every step: writing one costs about a step's time
 
 
@@ -111,9 +113,10 @@ class ReplayBuffer:
         """Store an experience in the place of the oldest.
 
         Raises:
-            ValueError: the reward or the new state is not finite, and would spoil all that is learned from it
+            ValueError: the reward or a state is not finite, and would spoil all that is learned from it
         """
-        if not (math.isfinite(experience.reward) and np.isfinite(experience.new_state).all()):
+        states_finite = np.isfinite(experience.state).all() and np.isfinite(experience.new_state).all()
+        if not (states_finite and abs(experience.reward) <= LARGEST_REWARD):
             raise ValueError(f"reward and observation must be finite: {experience}")
         if self.arrays is None:
             dtypes = (np.asarray(experience.state).dtype, np.int64, np.float32, np.bool_)
@@ -145,11 +148,14 @@ class ReplayBuffer:
         return {"arrays": arrays, "appended": self.appended, "rng": self.rng.bit_generator.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the buffer of `state` stood."""
-        saved = [array.numpy() for array in state["arrays"]]
-        self.arrays = Experience._make(np.empty((self.capacity, *a.shape[1:]), a.dtype) for a in saved)
-        for array, part in zip(self.arrays, saved):
-            array[: len(part)] = part
+        """Go on where the buffer of `state` stood; a ValueError says that it was one of other experiences."""
+        saved, held = [part.numpy() for part in state["arrays"]], min(state["appended"], self.capacity)
+        if self.arrays is None and saved:
+            self.arrays = Experience._make(np.empty((self.capacity, *a.shape[1:]), a.dtype) for a in saved)
+        for array, part in zip(self.arrays or (), saved, strict=True):
+            if array[:held].shape != part.shape:
+                raise ValueError(f"the replay buffer has {part.shape} where {array[:held].shape} is expected")
+            array[:held] = part
         self.appended, self.rng.bit_generator.state = state["appended"], state["rng"]
 
 
@@ -228,12 +234,12 @@ class Agent:
             # An episode cut by its time limit would have gone on, so its last state keeps its value: the buffer
             # is told `terminated` alone, although the episode is over either way (Pardo et al. 2018).
             self.replay_buffer.append(Experience(self.state, action, float(reward), terminated, new_state))
+            self.state = new_state
+            if terminated or truncated:
+                self.reset()
         except Exception as error:
             where = f"step {len(self.actions)} of the episode with seed {self.episode_seed}"
             raise RunError(f"the environment failed at {where}: {error!r}") from error
-        self.state = new_state
-        if terminated or truncated:
-            self.reset()
         return float(reward), terminated or truncated
 
     def state_dict(self) -> dict[str, Any]:
@@ -287,7 +293,8 @@ def check(settings: dict[str, tuple[Any, ...]], values: Mapping[str, Any]) -> No
         value = values[name]
         if kind is str and allowed and value not in allowed:
             raise UsageError(f"--{name} {value}: must be one of {', '.join(allowed)}")
-        if kind is not str and allowed and value is not None and not allowed[0] <= value <= allowed[1]:
+        number = isinstance(value, (int, float))
+        if kind is not str and allowed and value is not None and not (number and allowed[0] <= value <= allowed[1]):
             raise UsageError(f"--{name} {value}: must be from {allowed[0]} to {allowed[1]}")
 
 
@@ -301,6 +308,7 @@ class DQNLightning(pl.LightningModule):
     """
 
     hparams: Any  # the keywords by name, saved in every checkpoint
+    epoch_loss: torch.Tensor
 
     def __init__(
         self,
@@ -348,6 +356,7 @@ class DQNLightning(pl.LightningModule):
         self.episode_reward = 0.0  # of the running episode so far
         self.total_reward = 0.0  # of the last finished episode
         self.returns: deque[float] = deque(maxlen=100)  # of the last finished episodes
+        self.register_buffer("epoch_loss", torch.zeros(()), persistent=False)  # summed over the epoch so far
         self.populate(warm_start_steps)
 
     def populate(self, steps: int = 1000) -> None:
@@ -431,6 +440,7 @@ class DQNLightning(pl.LightningModule):
         Straight to the logger, because `self.log` on every step would cost more than the learning.
         """
         scalars: dict[str, float] = {}
+        self.epoch_loss.add_(loss.detach())
         self.episode_reward += reward
         if done:
             self.total_reward, self.episode_reward = self.episode_reward, 0.0
@@ -445,8 +455,13 @@ class DQNLightning(pl.LightningModule):
             self.logger.log_metrics(scalars, step=self.global_step)
 
     def on_train_epoch_end(self) -> None:
-        """Stop before a checkpoint is written where the loss, and so the weights, stopped being finite."""
-        if not all(weight.isfinite().all() for weight in self.net.parameters()):
+        """Stop where the loss or a weight is not finite, before a checkpoint is written of it.
+
+        Once an epoch, because to look at a number on a GPU is to wait for it.
+        """
+        finite = [number.isfinite().all() for number in (self.epoch_loss, *self.net.parameters())]
+        self.epoch_loss.zero_()
+        if not torch.stack(finite).all():
             step = self.global_step
             raise RunError(f"the loss stopped being finite before step {step}; try a lower --lr, or --grad_clip 10")
 
@@ -491,10 +506,13 @@ class DQNLightning(pl.LightningModule):
         envs = [make_env(self.hparams.env, self.hparams.episode_length) for _ in seeds]
         states = {i: env.reset(seed=seed)[0] for i, (env, seed) in enumerate(zip(envs, seeds.tolist()))}
         returns = torch.zeros(len(envs))
-        for _ in range(self.max_episode_steps or EVAL_STEPS):
+        for step in range(1, 1 + (self.max_episode_steps or EVAL_STEPS)):
             observations = torch.as_tensor(np.stack(list(states.values())), device=self.device)
             for i, action in zip(list(states), self.net(observations).argmax(1).tolist()):
-                states[i], reward, terminated, truncated, _ = envs[i].step(action)
+                try:
+                    states[i], reward, terminated, truncated, _ = envs[i].step(action)
+                except Exception as error:
+                    raise RunError(f"the environment failed at step {step} with seed {seeds[i]}: {error!r}") from error
                 returns[i] += float(reward)
                 if terminated or truncated:
                     del states[i]  # its episode is over, the others play on
@@ -557,6 +575,15 @@ class Checkpoints(ModelCheckpoint):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda received, _: setattr(self, "signal", received))
 
+    def on_test_start(self, *_: Any) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda received, _: sys.exit(128 + received))
+
+    @property
+    def state_key(self) -> str:
+        """One for all validation intervals, so that a resumed run with another one knows its best."""
+        return "Checkpoints"
+
     def check_monitor_top_k(self, trainer: pl.Trainer, current: torch.Tensor | None = None) -> bool:
         """Of checkpoints that are equally good keep the latest: it is from the lowest learning rate."""
         return current == self.best_model_score or super().check_monitor_top_k(trainer, current)
@@ -580,11 +607,12 @@ class AtomicIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         partial = Path(f"{path}.partial")
         partial.parent.mkdir(parents=True, exist_ok=True)
+        whole = io.BytesIO()
+        torch.save(checkpoint, whole)
         try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
+            partial.write_bytes(whole.getbuffer())
             partial.replace(path)
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             partial.unlink(missing_ok=True)
             raise RunError(f"cannot write {path}: {error}") from error
 
@@ -593,16 +621,29 @@ def read_checkpoint(flag: str, path: Path) -> dict[str, Any]:
     """Load the checkpoint given with a flag, from whomever it comes: code that it may carry does not run."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if {"dqn", "hyper_parameters", "state_dict", "optimizer_states", "loops"} <= set(checkpoint):
-            return dict(checkpoint)
+        if isinstance(checkpoint, dict) and isinstance(checkpoint.get("hyper_parameters"), dict):
+            return checkpoint
         problem = "not a checkpoint of this script"
-    except OSError as error:
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         problem = f"cannot be read ({error.strerror})"
     except pickle.UnpicklingError:
         problem = "no checkpoint, or one that carries code"
     except Exception:  # whatever a damaged file does to the reader
         problem = "damaged or cut short"
     raise UsageError(f"--{flag} {path}: {problem}; give a last.ckpt of lightning_logs/version_N/checkpoints")
+
+
+def restore(model: DQNLightning, checkpoint: dict[str, Any]) -> None:
+    """Load of a checkpoint what `Trainer.fit` will, so that one that does not fit raises before that writes."""
+    model.load_state_dict(checkpoint["state_dict"])
+    model.on_load_checkpoint(checkpoint)
+    for weight, state in zip(model.net.parameters(), checkpoint["optimizer_states"][0]["state"].values(), strict=True):
+        if not weight.shape == state["exp_avg"].shape == state["exp_avg_sq"].shape:
+            raise ValueError("the optimizer's state is of another network")
+    progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+    numbers = (progress["processed"], checkpoint["lr_schedulers"][0]["last_epoch"], checkpoint["epoch"] + 1)
+    if len(set(numbers)) > 1 or checkpoint["global_step"] < 1 or not checkpoint["pytorch-lightning_version"]:
+        raise ValueError(f"its counts of epochs contradict each other: {numbers}")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -639,8 +680,6 @@ def read_settings(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, A
             raise UsageError(f"--{name} {given[name]}: {path} was trained with {saved[name]}; leave it out")
     settings = {name: default for name, (_, default, _, _) in RUN_SETTINGS.items()} | saved | given
     check(RUN_SETTINGS, settings)
-    if settings["max_epochs"] < checkpoint.get("epoch", -1) + 1:
-        raise UsageError(f"--max_epochs {settings['max_epochs']}: {path} has trained more already")
     gpus, visible = settings["gpus"], torch.cuda.device_count()
     if gpus > visible or (gpus and not visible):
         raise UsageError(f"--gpus {gpus}: the number of visible GPUs is {visible}; --gpus 0 is the CPU")
@@ -663,16 +702,18 @@ def main(args: argparse.Namespace) -> None:
     warnings.filterwarnings("ignore", f".*({said})")
 
     pl.seed_everything(settings["seed"], verbose=False)
-    model = DQNLightning(**{name: settings[name] for name in hyperparameters() if name in settings})
-    model.save_hyperparameters({name: settings[name] for name in ("seed", "max_epochs", "val_check_interval")})
     path = args.resume or args.test
-    if checkpoint:
-        try:
-            model.load_state_dict(checkpoint["state_dict"])
-            model.on_load_checkpoint(checkpoint)
-        except Exception as error:  # whatever an ill-fitting checkpoint does to the loader
-            reason = " ".join(str(error).split())
-            raise UsageError(f"{path}: does not fit {model.hparams.env}: {reason}") from None
+    try:
+        model = DQNLightning(**{name: settings[name] for name in hyperparameters() if name in settings})
+        if checkpoint:
+            restore(model, checkpoint)
+    except Exception as error:  # whatever an ill-fitting checkpoint does to the loader
+        if isinstance(error, UsageError) or not checkpoint:
+            raise
+        raise UsageError(f"{path}: does not fit {settings.get('env')}: {' '.join(repr(error).split())}") from None
+    if checkpoint and settings["max_epochs"] <= checkpoint["epoch"]:
+        raise UsageError(f"--max_epochs {settings['max_epochs']}: {path} has trained {checkpoint['epoch'] + 1} already")
+    model.save_hyperparameters({name: settings[name] for name in ("seed", "max_epochs", "val_check_interval")})
     if model.hparams.batch_size * model.hparams.hidden_size < 2**16:
         torch.set_num_threads(1)  # more would wait for each other longer than they compute
     val_epochs = min(settings["max_epochs"], -(-settings["val_check_interval"] // model.steps_per_epoch))
@@ -712,7 +753,8 @@ def main(args: argparse.Namespace) -> None:
         try:
             trainer.fit(model, ckpt_path=path, weights_only=True)
         except RunError as error:
-            raise RunError(f"{error}; to go on from the last checkpoint: {go_on}") from error.__cause__
+            hint = f"; to go on from the last checkpoint: {go_on}" if best.with_name("last.ckpt").exists() else ""
+            raise RunError(f"{error}{hint}") from error.__cause__
         if checkpoints.signal:
             print(f"stopped at step {trainer.global_step:,}; to go on:\n{go_on}")
             sys.exit(128 + checkpoints.signal)
@@ -729,9 +771,10 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
     try:
-        main(arguments)
+        main(parse_args())
+    except KeyboardInterrupt:  # before training began: nothing was written
+        sys.exit(130)
     except (UsageError, RunError) as error:
         if error.__cause__:
             traceback.print_exception(error.__cause__)
