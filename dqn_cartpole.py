@@ -45,7 +45,7 @@ from tqdm import tqdm
 try:
     import gymnasium as gym
 except ModuleNotFoundError:  # gym 0.26, the last release before Gymnasium took over, has the same interface
-    import gym  # type: ignore[no-redef, import-not-found]
+    import gym  # type: ignore[no-redef]
 
 # Validation and test play the same episodes every time, so that checkpoints compare; training plays others.
 VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), range(2000, 2**31)
