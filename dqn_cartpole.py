@@ -166,7 +166,7 @@ class RLDataset(IterableDataset[Experience]):
         buffer: replay buffer, as it is when the pass begins
         sample_size: experiences in one pass
         batch_size: yield the pass in minibatches of this size, for a `DataLoader(batch_size=None)`: slicing
-            one draw costs a fifth of collating single experiences. None yields them one by one.
+            one draw is cheaper than collating single experiences. None yields them one by one.
     """
 
     def __init__(self, buffer: ReplayBuffer, sample_size: int = 200, batch_size: int | None = None) -> None:
@@ -457,7 +457,7 @@ class DQNLightning(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Stop where the loss or a weight is not finite, before a checkpoint is written of it.
 
-        Once an epoch, because to look at a number on a GPU is to wait for it.
+        Once an epoch, because to look at a number on a GPU is to wait until all before it is computed.
         """
         finite = [number.isfinite().all() for number in (self.epoch_loss, *self.net.parameters())]
         self.epoch_loss.zero_()
@@ -571,17 +571,20 @@ class Checkpoints(ModelCheckpoint):
     write_at = 0.0  # by time.monotonic
     signal = 0  # that asks to stop
 
-    def on_train_start(self, *_: Any) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda received, _: setattr(self, "signal", received))
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        def stop(number: int, _: Any) -> None:
+            self.signal = number
+            if trainer.testing:  # nothing is left to be saved
+                sys.exit(128 + number)
 
-    def on_test_start(self, *_: Any) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda received, _: sys.exit(128 + received))
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, stop)
+
+    on_test_start = on_train_start
 
     @property
     def state_key(self) -> str:
-        """One for all validation intervals, so that a resumed run with another one knows its best."""
+        """Lightning's own contains the validation interval: with another one a resumed run would forget its best."""
         return "Checkpoints"
 
     def check_monitor_top_k(self, trainer: pl.Trainer, current: torch.Tensor | None = None) -> bool:
@@ -639,7 +642,7 @@ def restore(model: DQNLightning, checkpoint: dict[str, Any]) -> None:
     model.on_load_checkpoint(checkpoint)
     for weight, state in zip(model.net.parameters(), checkpoint["optimizer_states"][0]["state"].values(), strict=True):
         if not weight.shape == state["exp_avg"].shape == state["exp_avg_sq"].shape:
-            raise ValueError("the optimizer's state is of another network")
+            raise ValueError("the optimizer's state is of another network")  # fused Adam would crash the process
     progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
     numbers = (progress["processed"], checkpoint["lr_schedulers"][0]["last_epoch"], checkpoint["epoch"] + 1)
     if len(set(numbers)) > 1 or checkpoint["global_step"] < 1 or not checkpoint["pytorch-lightning_version"]:
@@ -683,6 +686,10 @@ def read_settings(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, A
     gpus, visible = settings["gpus"], torch.cuda.device_count()
     if gpus > visible or (gpus and not visible):
         raise UsageError(f"--gpus {gpus}: the number of visible GPUs is {visible}; --gpus 0 is the CPU")
+    settings["gpus"] = visible if gpus == -1 else gpus
+    for name in ("gpus", "num_nodes", "num_processes"):
+        if settings[name] > 1:  # every process would play the same episodes
+            raise UsageError(f"--{name} {settings[name]}: only 1 works yet")
     return settings, checkpoint
 
 
@@ -696,9 +703,9 @@ def main(args: argparse.Namespace) -> None:
     """
     settings, checkpoint = read_settings(args)
     # What Lightning would say of choices made on purpose: no workers, because the replay buffer lives in this
-    # process; the CPU as default; a resumed run in its own folder; a test without the callbacks of training.
+    # process; the CPU as default; a resumed run in its own folder, or a checkpoint that was copied elsewhere.
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    said = "many workers|GPU available but not used|exists and is not empty|callbacks used to create|LeafSpec"
+    said = "many workers|GPU available but not used|exists and is not empty|The dirpath has changed|LeafSpec"
     warnings.filterwarnings("ignore", f".*({said})")
 
     pl.seed_everything(settings["seed"], verbose=False)
@@ -711,7 +718,7 @@ def main(args: argparse.Namespace) -> None:
         if isinstance(error, UsageError) or not checkpoint:
             raise
         raise UsageError(f"{path}: does not fit {settings.get('env')}: {' '.join(repr(error).split())}") from None
-    if checkpoint and settings["max_epochs"] <= checkpoint["epoch"]:
+    if args.resume and settings["max_epochs"] <= checkpoint["epoch"]:
         raise UsageError(f"--max_epochs {settings['max_epochs']}: {path} has trained {checkpoint['epoch'] + 1} already")
     model.save_hyperparameters({name: settings[name] for name in ("seed", "max_epochs", "val_check_interval")})
     if model.hparams.batch_size * model.hparams.hidden_size < 2**16:
@@ -719,8 +726,8 @@ def main(args: argparse.Namespace) -> None:
     val_epochs = min(settings["max_epochs"], -(-settings["val_check_interval"] // model.steps_per_epoch))
     between: Any = {"every_n_epochs": val_epochs, "save_on_train_epoch_end": True, "enable_version_counter": False}
     checkpoints = Checkpoints(filename="best", monitor="val_reward", mode="max", **between)
-    logs = Path("lightning_logs").absolute()
-    resumed = [folder.name for folder in path.absolute().parents if folder.parent == logs] if path else []
+    logs = Path("lightning_logs").resolve()
+    resumed = [folder.name for folder in path.resolve().parents if folder.parent == logs] if path else []
     logger = TensorBoardLogger(
         ".",
         "lightning_logs",
@@ -738,14 +745,13 @@ def main(args: argparse.Namespace) -> None:
         num_sanity_val_steps=0,
         gradient_clip_val=model.hparams.grad_clip,
         logger=False if args.test else logger,
-        callbacks=[] if args.test else [Progress(), checkpoints],
+        callbacks=[Progress(), checkpoints],
         plugins=[AtomicIO()],
-        enable_checkpointing=not args.test,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     best = args.test or Path(logger.log_dir, "checkpoints", "best.ckpt")
-    command = f"python {sys.argv[0]}"
+    command = f"python {sys.argv[0]}" + " --gpus 1" * settings["gpus"]
     go_on = f"{command} --resume {best.with_name('last.ckpt')}"
     if not args.test:
         length = f"{settings['max_epochs']:,} epochs of {model.steps_per_epoch} steps"
@@ -753,8 +759,9 @@ def main(args: argparse.Namespace) -> None:
         try:
             trainer.fit(model, ckpt_path=path, weights_only=True)
         except RunError as error:
-            hint = f"; to go on from the last checkpoint: {go_on}" if best.with_name("last.ckpt").exists() else ""
-            raise RunError(f"{error}{hint}") from error.__cause__
+            if error.__cause__ is None or not best.with_name("last.ckpt").exists():
+                raise  # what the run itself did wrong it would do again
+            raise RunError(f"{error}; to go on from the last checkpoint: {go_on}") from error.__cause__
         if checkpoints.signal:
             print(f"stopped at step {trainer.global_step:,}; to go on:\n{go_on}")
             sys.exit(128 + checkpoints.signal)
