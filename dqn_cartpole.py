@@ -773,6 +773,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"test_reward: {mean:.2f} +/- {std:.2f} over {len(TEST_SEEDS)} episodes")
     if not args.test:
         logger.log_hyperparams(model.hparams, {"test_reward": mean}, trainer.global_step)  # for the HParams tab
+        logger.finalize("success")
     print("tensorboard --logdir lightning_logs")
     print(f"{command} --test {best}")
 
