@@ -512,7 +512,9 @@ class DQNLightning(pl.LightningModule):
                 try:
                     states[i], reward, terminated, truncated, _ = envs[i].step(action)
                 except Exception as error:
-                    raise RunError(f"the environment failed at step {step} with seed {seeds[i]}: {error!r}") from error
+                    raise RunError(
+                        f"the environment failed at step {step} with seed {int(seeds[i])}: {error!r}"
+                    ) from error
                 returns[i] += float(reward)
                 if terminated or truncated:
                     del states[i]  # its episode is over, the others play on
