@@ -289,12 +289,14 @@ def hyperparameters() -> dict[str, tuple[Any, ...]]:
 
 def check(settings: dict[str, tuple[Any, ...]], values: Mapping[str, Any]) -> None:
     """Raise a UsageError for the first of `values` that its setting does not allow."""
-    for name, (kind, _, _, allowed) in settings.items():
+    for name, (kind, default, _, allowed) in settings.items():
         value = values[name]
-        if kind is str and allowed and value not in allowed:
+        if not allowed or (value is None and default is None):
+            continue
+        if kind is str and value not in allowed:
             raise UsageError(f"--{name} {value}: must be one of {', '.join(allowed)}")
-        number = isinstance(value, (int, float))
-        if kind is not str and allowed and value is not None and not (number and allowed[0] <= value <= allowed[1]):
+        number = isinstance(value, int if kind is int else (int, float))
+        if kind is not str and not (number and allowed[0] <= value <= allowed[1]):
             raise UsageError(f"--{name} {value}: must be from {allowed[0]} to {allowed[1]}")
 
 
@@ -691,7 +693,7 @@ def read_settings(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, A
     settings["gpus"] = visible if gpus == -1 else gpus
     for name in ("gpus", "num_nodes", "num_processes"):
         if settings[name] > 1:  # every process would play the same episodes
-            raise UsageError(f"--{name} {settings[name]}: only 1 works yet")
+            raise UsageError(f"--{name} {settings[name]}: more than 1 is not supported yet, use 1")
     return settings, checkpoint
 
 
@@ -740,8 +742,7 @@ def main(args: argparse.Namespace) -> None:
     )
     trainer = pl.Trainer(
         accelerator="gpu" if settings["gpus"] else "cpu",
-        devices=settings["gpus"] or settings["num_processes"],
-        num_nodes=settings["num_nodes"],
+        devices=1,
         max_epochs=settings["max_epochs"],
         check_val_every_n_epoch=val_epochs,
         num_sanity_val_steps=0,

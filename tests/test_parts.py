@@ -526,3 +526,10 @@ def test_validation_test_and_training_episodes_are_seeded_apart():
     assert len(env.seeds) > 990
     assert not validation & test
     assert not env.seeds & (validation | test | {None})
+
+
+@pytest.mark.parametrize("wrong", [{"gamma": None}, {"batch_size": 16.5}, {"lr_schedule": None}])
+def test_a_value_of_another_kind_is_refused_in_python_too(wrong):
+    (name,) = wrong
+    with pytest.raises(UsageError, match=f"--{name}"):
+        DQNLightning(**wrong)

@@ -20,6 +20,6 @@ def test_every_file_it_names_is_there():
         assert (ROOT / name).is_file(), name
 
 
-def test_ci_runs_the_test_command_as_written():
+def test_the_test_command_stands_where_ci_reads_it():
     command = "pip install -r requirements.txt -r tests/requirements.txt && python -m pytest tests"
     assert f"    {command}\n" in README

@@ -3,6 +3,7 @@
 The script runs in forks of a server that has imported PyTorch already, so that a start costs next to nothing.
 """
 
+import functools
 import multiprocessing
 import os
 import random
@@ -274,6 +275,29 @@ def test_stopped_by_a_signal_and_continued_as_it_says_equals_one_go(tmp_path, sh
     code, _, errors = run(shlex.join(flags), folder)
     assert code == 0, errors
     assert_same_run(folder, short_run)
+
+
+def signal_in_the_test(number: int) -> None:
+    """Let the process be signalled when the first of the closing test's episodes begins."""
+    from gymnasium.envs.classic_control import CartPoleEnv
+
+    reset = CartPoleEnv.reset
+
+    def signalled(self, *, seed=None, options=None):
+        if seed == dqn_cartpole.TEST_SEEDS[0]:
+            os.kill(os.getpid(), number)
+        return reset(self, seed=seed, options=options)
+
+    CartPoleEnv.reset = signalled
+
+
+@pytest.mark.parametrize("flags", ["--resume", "--test lightning_logs/version_0/checkpoints/last.ckpt"])
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_during_the_closing_test_ends_it_and_loses_nothing(copied, number, expected, flags):
+    before = last_of(copied).read_bytes()
+    code, _, errors = run(flags, copied, functools.partial(signal_in_the_test, number))
+    assert code == expected, errors
+    assert last_of(copied).read_bytes() == before
 
 
 @pytest.mark.slow
