@@ -17,8 +17,9 @@ import inspect
 import io
 import logging
 import math
+import os
 import pickle
-import shutil
+import shlex
 import signal
 import statistics
 import sys
@@ -26,7 +27,7 @@ import time
 import traceback
 import warnings
 from collections import deque, namedtuple
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
@@ -34,9 +35,11 @@ from typing import Annotated, Any, get_args, get_type_hints
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from PIL import Image, ImageDraw, ImageOps
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
@@ -165,8 +168,8 @@ class RLDataset(IterableDataset[Experience]):
     Args:
         buffer: replay buffer, as it is when the pass begins
         sample_size: experiences in one pass
-        batch_size: yield the pass in minibatches of this size, for a `DataLoader(batch_size=None)`: slicing
-            one draw is cheaper than collating single experiences. None yields them one by one.
+        batch_size: yield the pass in minibatches of this size, as tensors, for a `DataLoader(batch_size=None)`:
+            to split one draw is cheaper than to collate single experiences. None yields them one by one.
     """
 
     def __init__(self, buffer: ReplayBuffer, sample_size: int = 200, batch_size: int | None = None) -> None:
@@ -179,8 +182,8 @@ class RLDataset(IterableDataset[Experience]):
         if self.batch_size is None:
             yield from map(Experience._make, zip(*sample))
         else:
-            for start in range(0, self.sample_size, self.batch_size):
-                yield Experience._make(array[start : start + self.batch_size] for array in sample)
+            minibatches = (torch.split(torch.from_numpy(array), self.batch_size) for array in sample)
+            yield from map(Experience._make, zip(*minibatches))
 
 
 class Agent:
@@ -255,18 +258,23 @@ class Agent:
             self.state, *_ = self.env.step(action)
 
 
-def make_env(env: str, episode_length: int | None = None) -> gym.Env[Any, Any]:
+def make_env(env: str, episode_length: int | None = None, render_mode: str | None = None) -> gym.Env[Any, Any]:
     """Make the environment with id `env`, its episodes cut after `episode_length` steps, its observations flat.
 
     Raises:
         UsageError: there is no such environment, its package is missing, or a DQN cannot play it
     """
     with warnings.catch_warnings():  # CartPole-v0 is CartPole-v1 with a cap of 200, and the article's task
-        warnings.filterwarnings("ignore", ".*(is out of date|latest versioned environment)")
+        warnings.filterwarnings("ignore", ".*(is out of date|latest versioned environment|render_mode)")
         try:
-            made = gym.make(env, max_episode_steps=episode_length, disable_env_checker=True)
+            drawn = {"render_mode": render_mode} if render_mode else {}  # not every environment knows the word
+            made = gym.make(env, max_episode_steps=episode_length, disable_env_checker=True, **drawn)
             if len(made.observation_space.shape or ()) != 1:
                 made = gym.wrappers.FlattenObservation(made)
+            if render_mode not in (None, *made.metadata.get("render_modes", ())):
+                raise ValueError(f"it has no render mode {render_mode}")
+            if render_mode == "human":
+                made.reset(seed=0)  # opens a window, or fails, at once
         except Exception as error:  # gym's own errors, and whatever an environment's package does
             raise UsageError(f"--env {env}: {' '.join(str(error).split())}") from None
     if not isinstance(made.action_space, gym.spaces.Discrete) or made.action_space.start != 0:
@@ -358,6 +366,7 @@ class DQNLightning(pl.LightningModule):
         self.episode_reward = 0.0  # of the running episode so far
         self.total_reward = 0.0  # of the last finished episode
         self.returns: deque[float] = deque(maxlen=100)  # of the last finished episodes
+        self.solved_at: int | None = None  # step of the first validation at reward_threshold
         self.register_buffer("epoch_loss", torch.zeros(()), persistent=False)  # summed over the epoch so far
         self.populate(warm_start_steps)
 
@@ -469,16 +478,16 @@ class DQNLightning(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not know of: with it a resumed run equals one that never stopped."""
-        rewards = [self.episode_reward, self.total_reward, list(self.returns)]
+        score = [self.episode_reward, self.total_reward, list(self.returns), self.solved_at]
         states = {"buffer": self.buffer.state_dict(), "agent": self.agent.state_dict()}
-        checkpoint["dqn"] = {**states, "rewards": rewards, "torch_rng": torch.get_rng_state()}
+        checkpoint["dqn"] = {**states, "score": score, "torch_rng": torch.get_rng_state()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what `on_save_checkpoint` added."""
         saved = checkpoint["dqn"]
         self.buffer.load_state_dict(saved["buffer"])
         self.agent.load_state_dict(saved["agent"])
-        self.episode_reward, self.total_reward, returns = saved["rewards"]
+        self.episode_reward, self.total_reward, returns, self.solved_at = saved["score"]
         self.returns = deque(returns, maxlen=self.returns.maxlen)
         torch.set_rng_state(saved["torch_rng"])
 
@@ -492,33 +501,46 @@ class DQNLightning(pl.LightningModule):
 
     def validation_step(self, seeds: torch.Tensor, batch_idx: int) -> None:
         """Play greedily; the mean return, `val_reward`, decides which checkpoint is the best."""
-        self.log("val_reward", self.play_episodes(seeds).mean())
+        mean = self.play_episodes(seeds).mean()
+        self.log("val_reward", mean)
+        if self.solved_at is None and self.reward_threshold is not None and mean >= self.reward_threshold:
+            self.solved_at = self.global_step
 
     def test_step(self, seeds: torch.Tensor, batch_idx: int) -> None:
         """Play greedily; `test_reward` is the mean return. `main` logs it, with the hyperparameters."""
         returns = self.play_episodes(seeds)
         self.log_dict({"test_reward": returns.mean(), "test_reward_std": returns.std(correction=0)}, logger=False)
 
-    def play_episodes(self, seeds: torch.Tensor) -> torch.Tensor:
+    @torch.inference_mode()
+    def play_episodes(
+        self, seeds: torch.Tensor, render_mode: str | None = None, watch: Callable[..., None] | None = None
+    ) -> torch.Tensor:
         """Play a greedy episode for each seed, in lockstep, in environments apart from the agent's.
 
+        Args:
+            seeds: of the episodes' resets, int64 (episodes,)
+            render_mode: gym's; "human" opens windows
+            watch: called before each step with the first environment, the step, and its Q-values (n_actions,)
+
         Returns:
-            the return of each episode, float32 (len(seeds),)
+            the return of each episode, float32 (episodes,)
         """
-        envs = [make_env(self.hparams.env, self.hparams.episode_length) for _ in seeds]
+        envs = [make_env(self.hparams.env, self.hparams.episode_length, render_mode) for _ in seeds]
         states = {i: env.reset(seed=seed)[0] for i, (env, seed) in enumerate(zip(envs, seeds.tolist()))}
         returns = torch.zeros(len(envs))
         for step in range(1, 1 + (self.max_episode_steps or EVAL_STEPS)):
-            observations = torch.as_tensor(np.stack(list(states.values())), device=self.device)
-            for i, action in zip(list(states), self.net(observations).argmax(1).tolist()):
+            q_values = self.net(torch.as_tensor(np.stack(list(states.values())), device=self.device))
+            if watch:
+                watch(envs[0], step, q_values[0])
+            for i, action in zip(list(states), q_values.argmax(1).tolist()):
                 try:
                     states[i], reward, terminated, truncated, _ = envs[i].step(action)
                 except Exception as error:
-                    raise RunError(
-                        f"the environment failed at step {step} with seed {int(seeds[i])}: {error!r}"
-                    ) from error
+                    where = f"step {step} with seed {int(seeds[i])}"
+                    raise RunError(f"the environment failed at {where}: {error!r}") from error
                 returns[i] += float(reward)
                 if terminated or truncated:
+                    envs[i].close()
                     del states[i]  # its episode is over, the others play on
             if not states:
                 break
@@ -532,38 +554,42 @@ RUN_SETTINGS = {
     "max_epochs": (int, 1200, "epochs to train", [1, 10**9]),
     "seed": (int, 0, "decides everything that is random", [0, 2**32 - 1]),
     "val_check_interval": (int, 520, "steps between validations, in whole epochs", [1, 10**9]),
+    "render": (bool, False, "show the trained agent playing, in a window", []),
+    "video": (bool, False, "write agent.gif, the trained agent playing, beside the logs", []),
 }
 
 
 class Progress(Callback):
-    """One bar for the whole run, redrawn three times a second; where there is no terminal, a line every 10 s."""
+    """A line for every validation and, where there is a terminal, one bar for the whole run."""
+
+    bar = tqdm(disable=True)
 
     def on_train_start(self, trainer: pl.Trainer, module: DQNLightning) -> None:  # type: ignore[override]
-        self.begun, self.first_step = time.monotonic(), trainer.global_step
-        self.draw_at = self.begun + 0.3
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: DQNLightning, *_: Any) -> None:  # type: ignore[override]
-        if time.monotonic() >= self.draw_at:
-            self.draw(trainer, module)
-
-    def on_train_end(self, trainer: pl.Trainer, module: DQNLightning) -> None:  # type: ignore[override]
-        self.draw(trainer, module, "\n")
-
-    def draw(self, trainer: pl.Trainer, module: DQNLightning, end: str = "") -> None:
-        """Print the bar, on a terminal over the one before."""
-        terminal = sys.stderr.isatty()
-        bar = tqdm.format_meter(
-            trainer.global_step,
-            (trainer.max_epochs or 0) * module.steps_per_epoch,
-            time.monotonic() - self.begun,
-            ncols=shutil.get_terminal_size().columns if terminal else None,
+        self.bar = tqdm(
+            total=(trainer.max_epochs or 0) * module.steps_per_epoch,
+            initial=trainer.global_step,
             unit="step",
             bar_format="{n_fmt}/{total_fmt} {bar} {remaining} left, {rate_fmt}{postfix}",
-            postfix=f"reward {module.total_reward:g}, avg {module.avg_reward:.1f}, epsilon {module.epsilon:.2f}",
-            initial=self.first_step,
+            mininterval=0.3,  # seconds between two drawings
+            miniters=1,
+            dynamic_ncols=True,
+            disable=None,  # where there is no terminal
         )
-        print(f"\r{bar}" if terminal else bar, end=end if terminal else "\n", file=sys.stderr, flush=True)
-        self.draw_at = time.monotonic() + (0.3 if terminal else 10.0)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: DQNLightning, *_: Any) -> None:  # type: ignore[override]
+        if self.bar.update():  # it was drawn, which happens three times a second; the next time will show this
+            now = f"reward {module.total_reward:g}, avg {module.avg_reward:.1f}, epsilon {module.epsilon:.2f}"
+            self.bar.set_postfix_str(now, refresh=False)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        reward = trainer.callback_metrics["val_reward"]
+        self.bar.write(f"step {trainer.global_step:,}: val_reward {reward:.2f}", file=sys.stderr)
+
+    def on_train_end(self, *_: Any) -> None:
+        self.bar.close()
+
+    def on_exception(self, *_: Any) -> None:
+        self.bar.close()
 
 
 class Checkpoints(ModelCheckpoint):
@@ -622,6 +648,47 @@ class AtomicIO(TorchCheckpointIO):
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise RunError(f"cannot write {path}: {error}") from error
+
+
+def film(model: DQNLightning) -> bytes:
+    """Play the first of the test episodes before a camera.
+
+    Returns:
+        an animated GIF of every other step with the Q-values drawn in, empty if `env` cannot be drawn
+    """
+    frames: list[Image.Image] = []
+
+    def shoot(env: gym.Env[Any, Any], step: int, q_values: torch.Tensor) -> None:
+        if step % 2:
+            frame = Image.fromarray(env.render())  # type: ignore[arg-type]
+            frame.thumbnail((300, 300))
+            frame = ImageOps.expand(frame, (0, 20, 0, 0), "white")
+            text = f"episode {TEST_SEEDS[0]}, step {step}, Q {', '.join(f'{q:.1f}' for q in q_values)}"
+            ImageDraw.Draw(frame).text((5, 3), text, fill="black", font_size=12)
+            frames.append(frame.quantize(32))
+
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # frames need no display
+    try:
+        model.play_episodes(torch.tensor(TEST_SEEDS[:1]), "rgb_array", shoot)
+    except Exception as error:  # whatever keeps an environment from being drawn
+        print(f"not filmed: {error}")
+        return b""
+    fps = model.env.metadata.get("render_fps", 30)
+    gif = io.BytesIO()
+    frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=2000 / fps, loop=0)
+    return gif.getvalue()
+
+
+def describe_run(logger: TensorBoardLogger) -> None:
+    """Write what TensorBoard shows beside the curves: the command, the versions, which curves belong together."""
+    versions = [f"{package.__name__} {package.__version__}" for package in (torch, pl, gym, np)]
+    logger.experiment.add_text("command", shlex.join(["python", *sys.argv]))
+    logger.experiment.add_text("versions", ", ".join(versions))
+    charts = {
+        "Is it learning?": {"return": ["Multiline", ["total_reward", "avg_reward", "val_reward"]]},
+        "How?": {name: ["Multiline", [name]] for name in ("epsilon", "q_mean", "train_loss", "lr")},
+    }
+    logger.experiment.add_custom_scalars(charts)
 
 
 def read_checkpoint(flag: str, path: Path) -> dict[str, Any]:
@@ -697,6 +764,72 @@ def read_settings(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, A
     return settings, checkpoint
 
 
+def make_model(settings: dict[str, Any], checkpoint: dict[str, Any], path: Path | None) -> DQNLightning:
+    """The agent that the settings describe, as it is at the start, or as the checkpoint at `path` has it."""
+    pl.seed_everything(settings["seed"], verbose=False)
+    try:
+        model = DQNLightning(**{name: settings[name] for name in hyperparameters() if name in settings})
+        if checkpoint:
+            restore(model, checkpoint)
+    except Exception as error:  # whatever an ill-fitting checkpoint does to the loader
+        if isinstance(error, UsageError) or not checkpoint:
+            raise
+        raise UsageError(f"{path}: does not fit {settings.get('env')}: {' '.join(repr(error).split())}") from None
+    for flag, mode in (("render", "human"), ("video", "rgb_array")):
+        if settings[flag]:
+            try:
+                make_env(model.hparams.env, render_mode=mode).close()
+            except UsageError as error:
+                raise UsageError(f"--{flag}: leave it out; {error}") from None
+    model.save_hyperparameters({name: settings[name] for name in ("seed", "max_epochs", "val_check_interval")})
+    return model
+
+
+def make_trainer(settings: dict[str, Any], model: DQNLightning, logger: TensorBoardLogger | None) -> pl.Trainer:
+    """A Trainer that validates and checkpoints between epochs."""
+    # What Lightning would say of choices made on purpose: no workers, because the replay buffer lives in this
+    # process; the CPU as default; a resumed run in its own folder, or a checkpoint that was copied elsewhere.
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    said = "many workers|GPU available but not used|exists and is not empty|The dirpath has changed|LeafSpec"
+    warnings.filterwarnings("ignore", f".*({said})")
+    if model.hparams.batch_size * model.hparams.hidden_size < 2**16:
+        torch.set_num_threads(1)  # more would wait for each other longer than they compute
+    val_epochs = min(settings["max_epochs"], -(-settings["val_check_interval"] // model.steps_per_epoch))
+    between: Any = {"every_n_epochs": val_epochs, "save_on_train_epoch_end": True, "enable_version_counter": False}
+    return pl.Trainer(
+        accelerator="gpu" if settings["gpus"] else "cpu",
+        devices=1,
+        max_epochs=settings["max_epochs"],
+        check_val_every_n_epoch=val_epochs,
+        num_sanity_val_steps=0,
+        gradient_clip_val=model.hparams.grad_clip,
+        logger=logger or False,
+        callbacks=[Progress(), Checkpoints(filename="best", monitor="val_reward", mode="max", **between)],
+        plugins=[AtomicIO()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def fit(model: DQNLightning, trainer: pl.Trainer, path: Path | None, last: Path, command: str) -> None:
+    """Train, from the checkpoint at `path` if there is one, and say what came of it; `last` is where it is saved."""
+    checkpoints: Any = trainer.checkpoint_callback
+    go_on = f"{command} --resume {last}"
+    try:
+        trainer.fit(model, ckpt_path=path, weights_only=True)
+    except RunError as error:
+        if error.__cause__ is None or not last.exists():
+            raise  # what the run itself did wrong it would do again
+        raise RunError(f"{error}; to go on from the last checkpoint: {go_on}") from error.__cause__
+    if checkpoints.signal:
+        print(f"stopped at step {trainer.global_step:,}; to go on:\n{go_on}")
+        sys.exit(128 + checkpoints.signal)
+    if checkpoints.best_model_score is not None:
+        solved = "not solved" if model.solved_at is None else f"solved at step {model.solved_at:,}"
+        best = f"best val_reward: {checkpoints.best_model_score:.2f}"
+        print(f"{solved} (val_reward {model.reward_threshold}); {best}")
+
+
 def main(args: argparse.Namespace) -> None:
     """Train, and test the best checkpoint; or only test the checkpoint `args.test`.
 
@@ -706,76 +839,47 @@ def main(args: argparse.Namespace) -> None:
         SystemExit: Ctrl-C or SIGTERM stopped the run, after a checkpoint
     """
     settings, checkpoint = read_settings(args)
-    # What Lightning would say of choices made on purpose: no workers, because the replay buffer lives in this
-    # process; the CPU as default; a resumed run in its own folder, or a checkpoint that was copied elsewhere.
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    said = "many workers|GPU available but not used|exists and is not empty|The dirpath has changed|LeafSpec"
-    warnings.filterwarnings("ignore", f".*({said})")
-
-    pl.seed_everything(settings["seed"], verbose=False)
     path = args.resume or args.test
-    try:
-        model = DQNLightning(**{name: settings[name] for name in hyperparameters() if name in settings})
-        if checkpoint:
-            restore(model, checkpoint)
-    except Exception as error:  # whatever an ill-fitting checkpoint does to the loader
-        if isinstance(error, UsageError) or not checkpoint:
-            raise
-        raise UsageError(f"{path}: does not fit {settings.get('env')}: {' '.join(repr(error).split())}") from None
+    model = make_model(settings, checkpoint, path)
     if args.resume and settings["max_epochs"] <= checkpoint["epoch"]:
         raise UsageError(f"--max_epochs {settings['max_epochs']}: {path} has trained {checkpoint['epoch'] + 1} already")
-    model.save_hyperparameters({name: settings[name] for name in ("seed", "max_epochs", "val_check_interval")})
-    if model.hparams.batch_size * model.hparams.hidden_size < 2**16:
-        torch.set_num_threads(1)  # more would wait for each other longer than they compute
-    val_epochs = min(settings["max_epochs"], -(-settings["val_check_interval"] // model.steps_per_epoch))
-    between: Any = {"every_n_epochs": val_epochs, "save_on_train_epoch_end": True, "enable_version_counter": False}
-    checkpoints = Checkpoints(filename="best", monitor="val_reward", mode="max", **between)
-    logs = Path("lightning_logs").resolve()
-    resumed = [folder.name for folder in path.resolve().parents if folder.parent == logs] if path else []
+    folders = path.resolve().parents if path else []
+    runs = [folder.name for folder in folders if folder.parent == Path("lightning_logs").resolve()]
     logger = TensorBoardLogger(
         ".",
         "lightning_logs",
-        version=resumed[0] if resumed else None,
+        version=runs[0] if runs else None,  # a resumed run goes on in its own folder
         default_hp_metric=False,
         flush_secs=5,
         purge_step=checkpoint.get("global_step"),  # what a killed run logged after its last checkpoint comes again
     )
-    trainer = pl.Trainer(
-        accelerator="gpu" if settings["gpus"] else "cpu",
-        devices=1,
-        max_epochs=settings["max_epochs"],
-        check_val_every_n_epoch=val_epochs,
-        num_sanity_val_steps=0,
-        gradient_clip_val=model.hparams.grad_clip,
-        logger=False if args.test else logger,
-        callbacks=[Progress(), checkpoints],
-        plugins=[AtomicIO()],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    best = args.test or Path(logger.log_dir, "checkpoints", "best.ckpt")
+    trainer = make_trainer(settings, model, None if args.test else logger)
     command = f"python {sys.argv[0]}" + " --gpus 1" * settings["gpus"]
-    go_on = f"{command} --resume {best.with_name('last.ckpt')}"
+    best = args.test or Path(logger.log_dir, "checkpoints", "best.ckpt")
     if not args.test:
+        weights = sum(weight.numel() for weight in model.net.parameters())
+        where = f"{model.hparams.env} on {trainer.strategy.root_device}, network of {weights:,} weights"
         length = f"{settings['max_epochs']:,} epochs of {model.steps_per_epoch} steps"
-        print(f"{model.hparams.env} on {trainer.strategy.root_device}: {length}, logged in {best.parents[1]}")
-        try:
-            trainer.fit(model, ckpt_path=path, weights_only=True)
-        except RunError as error:
-            if error.__cause__ is None or not best.with_name("last.ckpt").exists():
-                raise  # what the run itself did wrong it would do again
-            raise RunError(f"{error}; to go on from the last checkpoint: {go_on}") from error.__cause__
-        if checkpoints.signal:
-            print(f"stopped at step {trainer.global_step:,}; to go on:\n{go_on}")
-            sys.exit(128 + checkpoints.signal)
-        if checkpoints.best_model_score is not None:
-            print(f"best val_reward: {checkpoints.best_model_score:.2f} (solved at {model.reward_threshold})")
+        print(f"{where}: {length}, logged in {best.parents[1]}", flush=True)
+        describe_run(logger)
+        fit(model, trainer, path, best.with_name("last.ckpt"), command)
     best = best if best.exists() else path
     trainer.test(model, ckpt_path=best, verbose=False, weights_only=True)
     mean, std = (trainer.callback_metrics[name].item() for name in ("test_reward", "test_reward_std"))
     print(f"test_reward: {mean:.2f} +/- {std:.2f} over {len(TEST_SEEDS)} episodes")
+    if settings["render"]:
+        model.play_episodes(torch.tensor(TEST_SEEDS[:1]), "human")
+    gif = film(model) if settings["video"] or not args.test else b""
+    if gif and settings["video"]:
+        video = Path(logger.log_dir, "agent.gif")
+        video.parent.mkdir(parents=True, exist_ok=True)
+        video.write_bytes(gif)
+        print(f"the agent playing: {video}")
     if not args.test:
         logger.log_hyperparams(model.hparams, {"test_reward": mean}, trainer.global_step)  # for the HParams tab
+        if gif:
+            image = Summary.Value(tag="agent", image=Summary.Image(encoded_image_string=gif))
+            logger.experiment.file_writer.add_summary(Summary(value=[image]), trainer.global_step)
         logger.finalize("success")
     print("tensorboard --logdir lightning_logs")
     print(f"{command} --test {best}")

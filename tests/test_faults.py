@@ -203,7 +203,7 @@ ILL_FITTING = [
     ("dqn/agent", REMOVED),
     ("dqn/agent/episode_seed", "x"),
     ("dqn/agent/actions", [7]),
-    ("dqn/rewards", REMOVED),
+    ("dqn/score", REMOVED),
     ("dqn/torch_rng", torch.zeros(3)),
     ("optimizer_states", REMOVED),
     ("optimizer_states", None),

@@ -117,7 +117,7 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert any(name.startswith("target_net") for name in ours["state_dict"])
     for entry in ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "loops"):
         assert same(ours[entry], theirs[entry]), entry
-    assert ours["dqn"].keys() == theirs["dqn"].keys() >= {"buffer", "agent", "rewards", "torch_rng"}
+    assert ours["dqn"].keys() == theirs["dqn"].keys() >= {"buffer", "agent", "score", "torch_rng"}
     for entry in ours["dqn"]:
         assert same(ours["dqn"][entry], theirs["dqn"][entry]), entry
     assert score(ours) == score(theirs)

@@ -1,0 +1,56 @@
+"""Make lightning_logs/reference/: one default run, with the film of its agent and its learning curve.
+
+    pip install -r tests/benchmarks/requirements.txt
+    python tests/benchmarks/reference.py
+
+TensorBoard shows the run beside your own; the README shows the two pictures.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).resolve().parents[2]
+REFERENCE = ROOT / "lightning_logs" / "reference"
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        script = shutil.copy(ROOT / "dqn_cartpole.py", folder)
+        subprocess.run([sys.executable, Path(script).name, "--video"], cwd=folder, check=True)
+        run = Path(folder, "lightning_logs", "version_0")
+        shutil.rmtree(run / "checkpoints")
+        (events,) = run.glob("events.out.tfevents.*")
+        events.rename(run / "events.out.tfevents.0.reference")  # its own name holds the machine's
+        draw(run)
+        shutil.rmtree(REFERENCE, ignore_errors=True)
+        shutil.copytree(run, REFERENCE)
+
+
+def draw(run: Path) -> None:
+    """Draw the returns of training and validation against the training steps, into curve.png."""
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    figure, axes = plt.subplots(figsize=(6, 3), dpi=100, layout="constrained")
+    looks = {
+        "total_reward": {"color": "0.75", "linewidth": 0.8, "label": "total_reward: episodes with random actions"},
+        "avg_reward": {"color": "tab:blue", "label": "avg_reward: mean of the last 100 of them"},
+        "val_reward": {"color": "tab:orange", "marker": ".", "label": "val_reward: 20 greedy episodes"},
+    }
+    for name, look in looks.items():
+        points = events.Scalars(name)
+        axes.plot([point.step for point in points], [point.value for point in points], **look)
+    axes.axhline(195, color="black", linestyle=":", linewidth=1, label="solved")
+    axes.set(xlabel="training step", ylabel="return", ylim=(0, 205), xlim=(0, None))
+    axes.legend(fontsize="x-small", loc="center right")
+    figure.savefig(run / "curve.png", metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main()

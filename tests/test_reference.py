@@ -1,0 +1,38 @@
+"""The committed run beside which a newcomer sees their own."""
+
+from pathlib import Path
+
+import yaml
+from helpers import scalars
+from PIL import Image
+
+import dqn_cartpole
+
+REFERENCE = Path(__file__).resolve().parents[1] / "lightning_logs" / "reference"
+
+
+def test_it_reaches_200():
+    curves = scalars(REFERENCE)
+    assert max(value for _, value in curves["total_reward"]) == 200
+    assert curves["val_reward"][-1][1] == 200
+    assert curves["test_reward"][-1][1] == 200
+
+
+def test_it_is_a_run_of_the_defaults():
+    defaults = {name: default for name, (_, default, *_) in dqn_cartpole.hyperparameters().items()}
+    used = yaml.safe_load((REFERENCE / "hparams.yaml").read_text())
+    assert used == defaults | {"seed": 0, "max_epochs": 1200, "val_check_interval": 520}
+
+
+def test_it_is_small_and_holds_no_checkpoint():
+    names = {path.name: path.stat().st_size for path in REFERENCE.rglob("*")}
+    assert set(names) == {"events.out.tfevents.0.reference", "hparams.yaml", "agent.gif", "curve.png"}
+    assert sum(names.values()) < 2**20
+
+
+def test_its_pictures_are_the_readmes():
+    readme = (REFERENCE.parents[1] / "README.md").read_text()
+    for name in ("agent.gif", "curve.png"):
+        assert f"](lightning_logs/reference/{name})" in readme
+    with Image.open(REFERENCE / "agent.gif") as film:
+        assert film.n_frames == 100  # every other step of 200

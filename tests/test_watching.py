@@ -1,0 +1,171 @@
+"""What a person looks at: TensorBoard, the film of the agent, gym's window."""
+
+import io
+import json
+import urllib.request
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode
+
+import gymnasium as gym
+import pytest
+from helpers import run_script
+from PIL import Image, ImageChops
+from tensorboard import program
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import dqn_cartpole
+
+SHORT = ("--max_epochs", "41")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """The folder of a short run with a video."""
+    folder = tmp_path_factory.mktemp("watched")
+    done = run_script(*SHORT, "--video", cwd=folder)
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
+    assert "the agent playing: lightning_logs/version_0/agent.gif" in done.stdout
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tensorboard(run):
+    """Ask a TensorBoard that shows the run, as its page in the browser does."""
+    board = program.TensorBoard()
+    board.configure(argv=["tensorboard", "--logdir", str(run / "lightning_logs"), "--port", "0"])
+    url = board.launch()
+
+    def get(route: str, body: dict | None = None, **query: str) -> bytes:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{url}data/plugin/{route}?{urlencode(query)}", data)
+        request.add_header("Content-Type", "application/json")
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.read()
+
+    return get
+
+
+def frames(gif: bytes) -> list[Image.Image]:
+    with Image.open(io.BytesIO(gif)) as film:
+        assert film.format == "GIF"
+        return [(film.seek(n), film.convert("RGB"))[1] for n in range(film.n_frames)]
+
+
+def assert_shows_a_cart_that_moves(gif: bytes) -> None:
+    shown = frames(gif)
+    assert len(shown) >= 4
+    assert shown[0].width == 300
+    caption, picture = (0, 0, 300, 20), (0, 20, 300, shown[0].height)
+    for part in (caption, picture):  # the step and the Q-values change, and so does the scene
+        assert ImageChops.difference(shown[0].crop(part), shown[-1].crop(part)).getbbox()
+
+
+def test_tensorboard_lists_every_curve(tensorboard):
+    (curves,) = json.loads(tensorboard("scalars/tags")).values()
+    promised = "total_reward avg_reward reward train_loss epsilon lr q_mean val_reward test_reward"
+    assert set(promised.split()) <= set(curves)
+
+
+def test_tensorboard_groups_the_curves_by_what_they_answer(tensorboard):
+    first, second = json.loads(tensorboard("custom_scalars/layout"))["category"]
+    assert first["title"] == "Is it learning?"
+    assert first["chart"][0]["multiline"]["tag"] == ["total_reward", "avg_reward", "val_reward"]
+    assert {chart["title"] for chart in second["chart"]} == {"epsilon", "q_mean", "train_loss", "lr"}
+
+
+def test_tensorboard_shows_the_agent_playing(tensorboard):
+    assert list(json.loads(tensorboard("images/tags"))["version_0"]) == ["agent"]
+    (image,) = json.loads(tensorboard("images/images", run="version_0", tag="agent", sample="0"))
+    assert_shows_a_cart_that_moves(tensorboard("images/individualImage", **dict(parse_qsl(image["query"]))))
+
+
+def test_tensorboard_shows_the_command_and_the_versions(tensorboard):
+    (tags,) = json.loads(tensorboard("text/tags")).values()
+    assert set(tags) == {"command/text_summary", "versions/text_summary"}
+    command, versions = (
+        json.loads(tensorboard("text/text", run="version_0", tag=tag))[0]["text"] for tag in sorted(tags)
+    )
+    assert "dqn_cartpole.py --max_epochs 41 --video" in command
+    assert f"gymnasium {gym.__version__}" in versions
+    assert "torch" in versions
+
+
+def test_tensorboard_compares_settings_by_test_reward(tensorboard):
+    experiment = json.loads(tensorboard("hparams/experiment", {"experimentName": ""}))
+    assert {"lr", "eps_end", "env", "seed"} <= {info["name"] for info in experiment["hparamInfos"]}
+    assert [info["name"]["tag"] for info in experiment["metricInfos"]] == ["test_reward"]
+
+
+def test_video_is_the_film_of_an_episode(run):
+    assert_shows_a_cart_that_moves((run / "lightning_logs" / "version_0" / "agent.gif").read_bytes())
+
+
+def test_video_of_a_checkpoint_alone_is_the_same_film(run):
+    film = run / "lightning_logs" / "version_0" / "agent.gif"
+    before = film.read_bytes()
+    film.unlink()
+    others = {path: path.stat().st_mtime_ns for path in film.parent.rglob("*") if path.is_file()}
+    done = run_script("--test", "lightning_logs/version_0/checkpoints/best.ckpt", "--video", cwd=run)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert film.read_bytes() == before
+    assert {path: path.stat().st_mtime_ns for path in others} == others
+
+
+class Recorder(gym.Wrapper):
+    """Counts the frames drawn in the window."""
+
+    frames = 0
+
+    def step(self, action):
+        Recorder.frames += self.unwrapped.render_mode == "human"
+        return super().step(action)
+
+
+def test_render_plays_an_episode_in_the_window(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")  # a window that nobody sees
+    made = gym.make
+    monkeypatch.setattr(gym, "make", lambda *args, **kwargs: Recorder(made(*args, **kwargs)))
+    best = str(run / "lightning_logs" / "version_0" / "checkpoints" / "best.ckpt")
+    dqn_cartpole.main(dqn_cartpole.parse_args(["--test", best, "--render"]))
+    assert Recorder.frames >= 8
+    assert list(tmp_path.iterdir()) == []
+
+
+class Invisible(gym.Env):
+    """An environment that nobody taught to draw itself."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,))
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, render_mode=None):
+        pass
+
+    def reset(self, **_):
+        return self.observation_space.sample() * 0, {}
+
+    def step(self, action):
+        return self.observation_space.sample() * 0, 1.0, False, False, {}
+
+
+gym.register("Invisible-v0", Invisible, max_episode_steps=10)
+
+
+def test_an_environment_without_pictures_is_trained_all_the_same(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    dqn_cartpole.main(dqn_cartpole.parse_args(["--env", "Invisible-v0", "--max_epochs", "2"]))
+    out, err = capfd.readouterr()
+    assert "not filmed: --env Invisible-v0: it has no render mode rgb_array" in out
+    assert "test_reward: 10.00" in out
+    assert "warn" not in err.lower()
+    events = EventAccumulator(str(tmp_path / "lightning_logs" / "version_0")).Reload()
+    assert events.Tags()["images"] == []
+
+
+@pytest.mark.parametrize(("flag", "mode"), [("--video", "rgb_array"), ("--render", "human")])
+def test_asking_to_see_it_fails_before_anything_is_written(flag, mode, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = f"^{flag}: leave it out; --env Invisible-v0: it has no render mode {mode}$"
+    with pytest.raises(dqn_cartpole.UsageError, match=expected):
+        dqn_cartpole.main(dqn_cartpole.parse_args(["--env", "Invisible-v0", flag]))
+    assert list(tmp_path.iterdir()) == []
