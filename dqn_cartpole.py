@@ -13,7 +13,6 @@ control through deep reinforcement learning", Nature 518 (2015).
 from __future__ import annotations
 
 import argparse
-import inspect
 import io
 import logging
 import math
@@ -178,12 +177,10 @@ class RLDataset(IterableDataset[Experience]):
         self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[Experience]:
-        sample = self.buffer.sample(self.sample_size)
-        if self.batch_size is None:
-            yield from map(Experience._make, zip(*sample))
-        else:
-            minibatches = (torch.split(torch.from_numpy(array), self.batch_size) for array in sample)
-            yield from map(Experience._make, zip(*minibatches))
+        fields: Any = self.buffer.sample(self.sample_size)
+        if self.batch_size is not None:
+            fields = [torch.split(torch.from_numpy(array), self.batch_size) for array in fields]
+        yield from map(Experience._make, zip(*fields))
 
 
 class Agent:
@@ -259,7 +256,7 @@ class Agent:
 
 
 def make_env(env: str, episode_length: int | None = None, render_mode: str | None = None) -> gym.Env[Any, Any]:
-    """Make the environment with id `env`, its episodes cut after `episode_length` steps, its observations flat.
+    """The environment with id `env`, its episodes cut after `episode_length` steps, its observations flat.
 
     Raises:
         UsageError: there is no such environment, its package is missing, or a DQN cannot play it
@@ -289,9 +286,9 @@ def hyperparameters() -> dict[str, tuple[Any, ...]]:
     """
     hints = get_type_hints(DQNLightning.__init__, include_extras=True)
     settings = {}
-    for name, parameter in inspect.signature(DQNLightning).parameters.items():
+    for name, default in (DQNLightning.__init__.__kwdefaults__ or {}).items():
         kind, meaning, *allowed = get_args(hints[name])
-        settings[name] = (next(iter(get_args(kind)), kind), parameter.default, meaning, allowed)  # int of int | None
+        settings[name] = (next(iter(get_args(kind)), kind), default, meaning, allowed)  # int of int | None
     return settings
 
 
@@ -483,7 +480,15 @@ class DQNLightning(pl.LightningModule):
         checkpoint["dqn"] = {**states, "score": score, "torch_rng": torch.get_rng_state()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what `on_save_checkpoint` added."""
+        """Restore what `on_save_checkpoint` added; what Lightning would fail to load raises here already."""
+        optimizer = checkpoint["optimizer_states"][0]["state"].values()
+        for weight, state in zip(self.net.parameters(), optimizer, strict=True):
+            if not weight.shape == state["exp_avg"].shape == state["exp_avg_sq"].shape:
+                raise ValueError("the optimizer's state is of another network")  # fused Adam would crash the process
+        progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+        numbers = (progress["processed"], checkpoint["lr_schedulers"][0]["last_epoch"], checkpoint["epoch"] + 1)
+        if len(set(numbers)) > 1 or checkpoint["global_step"] < 1 or not checkpoint["pytorch-lightning_version"]:
+            raise ValueError(f"its counts of epochs contradict each other: {numbers}")
         saved = checkpoint["dqn"]
         self.buffer.load_state_dict(saved["buffer"])
         self.agent.load_state_dict(saved["agent"])
@@ -540,10 +545,11 @@ class DQNLightning(pl.LightningModule):
                     raise RunError(f"the environment failed at {where}: {error!r}") from error
                 returns[i] += float(reward)
                 if terminated or truncated:
-                    envs[i].close()
                     del states[i]  # its episode is over, the others play on
             if not states:
                 break
+        for env in envs:
+            env.close()
         return returns
 
 
@@ -562,7 +568,8 @@ RUN_SETTINGS = {
 class Progress(Callback):
     """A line for every validation and, where there is a terminal, one bar for the whole run."""
 
-    bar = tqdm(disable=True)
+    def __init__(self) -> None:
+        self.bar = tqdm(disable=True)
 
     def on_train_start(self, trainer: pl.Trainer, module: DQNLightning) -> None:  # type: ignore[override]
         self.bar = tqdm(
@@ -585,11 +592,10 @@ class Progress(Callback):
         reward = trainer.callback_metrics["val_reward"]
         self.bar.write(f"step {trainer.global_step:,}: val_reward {reward:.2f}", file=sys.stderr)
 
-    def on_train_end(self, *_: Any) -> None:
+    def on_train_end(self, *_: Any, **__: Any) -> None:
         self.bar.close()
 
-    def on_exception(self, *_: Any) -> None:
-        self.bar.close()
+    on_exception = on_train_end
 
 
 class Checkpoints(ModelCheckpoint):
@@ -600,10 +606,12 @@ class Checkpoints(ModelCheckpoint):
 
     write_at = 0.0  # by time.monotonic
     signal = 0  # that asks to stop
+    state_key = "Checkpoints"  # Lightning's own holds the validation interval: with another the best would be forgotten
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         def stop(number: int, _: Any) -> None:
             self.signal = number
+            signal.signal(number, signal.SIG_DFL)  # a second time ends it at once
             if trainer.testing:  # nothing is left to be saved
                 sys.exit(128 + number)
 
@@ -612,14 +620,10 @@ class Checkpoints(ModelCheckpoint):
 
     on_test_start = on_train_start
 
-    @property
-    def state_key(self) -> str:
-        """Lightning's own contains the validation interval: with another one a resumed run would forget its best."""
-        return "Checkpoints"
-
     def check_monitor_top_k(self, trainer: pl.Trainer, current: torch.Tensor | None = None) -> bool:
         """Of checkpoints that are equally good keep the latest: it is from the lowest learning rate."""
-        return current == self.best_model_score or super().check_monitor_top_k(trainer, current)
+        as_good = current is not None and current == self.best_model_score
+        return as_good or super().check_monitor_top_k(trainer, current)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
@@ -651,15 +655,11 @@ class AtomicIO(TorchCheckpointIO):
 
 
 def film(model: DQNLightning) -> bytes:
-    """Play the first of the test episodes before a camera.
-
-    Returns:
-        an animated GIF of every other step with the Q-values drawn in, empty if `env` cannot be drawn
-    """
+    """An animated GIF of the first test episode with the Q-values drawn in, empty if `env` cannot be drawn."""
     frames: list[Image.Image] = []
 
     def shoot(env: gym.Env[Any, Any], step: int, q_values: torch.Tensor) -> None:
-        if step % 2:
+        if step % 2 and len(frames) < 500:
             frame = Image.fromarray(env.render())  # type: ignore[arg-type]
             frame.thumbnail((300, 300))
             frame = ImageOps.expand(frame, (0, 20, 0, 0), "white")
@@ -668,22 +668,21 @@ def film(model: DQNLightning) -> bytes:
             frames.append(frame.quantize(32))
 
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # frames need no display
+    gif = io.BytesIO()
     try:
         model.play_episodes(torch.tensor(TEST_SEEDS[:1]), "rgb_array", shoot)
+        pause = 2000 / (model.env.metadata.get("render_fps") or 30)  # milliseconds, for every other step is shown
+        frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=pause, loop=0)
     except Exception as error:  # whatever keeps an environment from being drawn
         print(f"not filmed: {error}")
-        return b""
-    fps = model.env.metadata.get("render_fps", 30)
-    gif = io.BytesIO()
-    frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=2000 / fps, loop=0)
     return gif.getvalue()
 
 
-def describe_run(logger: TensorBoardLogger) -> None:
+def describe_run(logger: TensorBoardLogger, step: int) -> None:
     """Write what TensorBoard shows beside the curves: the command, the versions, which curves belong together."""
     versions = [f"{package.__name__} {package.__version__}" for package in (torch, pl, gym, np)]
-    logger.experiment.add_text("command", shlex.join(["python", *sys.argv]))
-    logger.experiment.add_text("versions", ", ".join(versions))
+    logger.experiment.add_text("command", shlex.join(["python", *sys.argv]), step)
+    logger.experiment.add_text("versions", ", ".join(versions), step)
     charts = {
         "Is it learning?": {"return": ["Multiline", ["total_reward", "avg_reward", "val_reward"]]},
         "How?": {name: ["Multiline", [name]] for name in ("epsilon", "q_mean", "train_loss", "lr")},
@@ -705,19 +704,6 @@ def read_checkpoint(flag: str, path: Path) -> dict[str, Any]:
     except Exception:  # whatever a damaged file does to the reader
         problem = "damaged or cut short"
     raise UsageError(f"--{flag} {path}: {problem}; give a last.ckpt of lightning_logs/version_N/checkpoints")
-
-
-def restore(model: DQNLightning, checkpoint: dict[str, Any]) -> None:
-    """Load of a checkpoint what `Trainer.fit` will, so that one that does not fit raises before that writes."""
-    model.load_state_dict(checkpoint["state_dict"])
-    model.on_load_checkpoint(checkpoint)
-    for weight, state in zip(model.net.parameters(), checkpoint["optimizer_states"][0]["state"].values(), strict=True):
-        if not weight.shape == state["exp_avg"].shape == state["exp_avg_sq"].shape:
-            raise ValueError("the optimizer's state is of another network")  # fused Adam would crash the process
-    progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
-    numbers = (progress["processed"], checkpoint["lr_schedulers"][0]["last_epoch"], checkpoint["epoch"] + 1)
-    if len(set(numbers)) > 1 or checkpoint["global_step"] < 1 or not checkpoint["pytorch-lightning_version"]:
-        raise ValueError(f"its counts of epochs contradict each other: {numbers}")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -770,7 +756,8 @@ def make_model(settings: dict[str, Any], checkpoint: dict[str, Any], path: Path 
     try:
         model = DQNLightning(**{name: settings[name] for name in hyperparameters() if name in settings})
         if checkpoint:
-            restore(model, checkpoint)
+            model.load_state_dict(checkpoint["state_dict"])
+            model.on_load_checkpoint(checkpoint)
     except Exception as error:  # whatever an ill-fitting checkpoint does to the loader
         if isinstance(error, UsageError) or not checkpoint:
             raise
@@ -814,7 +801,7 @@ def make_trainer(settings: dict[str, Any], model: DQNLightning, logger: TensorBo
 def fit(model: DQNLightning, trainer: pl.Trainer, path: Path | None, last: Path, command: str) -> None:
     """Train, from the checkpoint at `path` if there is one, and say what came of it; `last` is where it is saved."""
     checkpoints: Any = trainer.checkpoint_callback
-    go_on = f"{command} --resume {last}"
+    go_on = f"{command} --resume {shlex.quote(str(last))}"
     try:
         trainer.fit(model, ckpt_path=path, weights_only=True)
     except RunError as error:
@@ -826,8 +813,8 @@ def fit(model: DQNLightning, trainer: pl.Trainer, path: Path | None, last: Path,
         sys.exit(128 + checkpoints.signal)
     if checkpoints.best_model_score is not None:
         solved = "not solved" if model.solved_at is None else f"solved at step {model.solved_at:,}"
-        best = f"best val_reward: {checkpoints.best_model_score:.2f}"
-        print(f"{solved} (val_reward {model.reward_threshold}); {best}")
+        threshold = "" if model.reward_threshold is None else f"{solved} (val_reward {model.reward_threshold:g}); "
+        print(f"{threshold}best val_reward: {checkpoints.best_model_score:.2f}")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -854,21 +841,21 @@ def main(args: argparse.Namespace) -> None:
         purge_step=checkpoint.get("global_step"),  # what a killed run logged after its last checkpoint comes again
     )
     trainer = make_trainer(settings, model, None if args.test else logger)
-    command = f"python {sys.argv[0]}" + " --gpus 1" * settings["gpus"]
+    command = shlex.join(["python", sys.argv[0], *["--gpus=1"] * settings["gpus"]])
     best = args.test or Path(logger.log_dir, "checkpoints", "best.ckpt")
+    last = best.with_name("last.ckpt")
     if not args.test:
         weights = sum(weight.numel() for weight in model.net.parameters())
         where = f"{model.hparams.env} on {trainer.strategy.root_device}, network of {weights:,} weights"
         length = f"{settings['max_epochs']:,} epochs of {model.steps_per_epoch} steps"
         print(f"{where}: {length}, logged in {best.parents[1]}", flush=True)
-        describe_run(logger)
-        fit(model, trainer, path, best.with_name("last.ckpt"), command)
-    best = best if best.exists() else path
+        describe_run(logger, checkpoint.get("global_step", 0))
+        fit(model, trainer, path, last, command)
+    best = best if best.exists() else last  # a run resumed shortly before its end may have none in this folder
     trainer.test(model, ckpt_path=best, verbose=False, weights_only=True)
     mean, std = (trainer.callback_metrics[name].item() for name in ("test_reward", "test_reward_std"))
-    print(f"test_reward: {mean:.2f} +/- {std:.2f} over {len(TEST_SEEDS)} episodes")
-    if settings["render"]:
-        model.play_episodes(torch.tensor(TEST_SEEDS[:1]), "human")
+    if not args.test:
+        logger.log_hyperparams(model.hparams, {"test_reward": mean}, trainer.global_step)  # for the HParams tab
     gif = film(model) if settings["video"] or not args.test else b""
     if gif and settings["video"]:
         video = Path(logger.log_dir, "agent.gif")
@@ -876,20 +863,23 @@ def main(args: argparse.Namespace) -> None:
         video.write_bytes(gif)
         print(f"the agent playing: {video}")
     if not args.test:
-        logger.log_hyperparams(model.hparams, {"test_reward": mean}, trainer.global_step)  # for the HParams tab
-        if gif:
-            image = Summary.Value(tag="agent", image=Summary.Image(encoded_image_string=gif))
-            logger.experiment.file_writer.add_summary(Summary(value=[image]), trainer.global_step)
+        image = Summary.Value(tag="agent", image=Summary.Image(encoded_image_string=gif))
+        logger.experiment.file_writer.add_summary(Summary(value=[image] if gif else []), trainer.global_step)
         logger.finalize("success")
+    print(f"test_reward: {mean:.2f} +/- {std:.2f} over {len(TEST_SEEDS)} episodes")
     print("tensorboard --logdir lightning_logs")
-    print(f"{command} --test {best}")
+    print(f"{command} --test {shlex.quote(str(best))}", flush=True)
+    if settings["render"]:
+        model.play_episodes(torch.tensor(TEST_SEEDS[:1]), "human")
 
 
 if __name__ == "__main__":
     try:
         main(parse_args())
-    except KeyboardInterrupt:  # before training began: nothing was written
+    except KeyboardInterrupt:  # before training began
         sys.exit(130)
+    except SystemExit as ended:  # Lightning, interrupted while it sets up, exits with 1
+        sys.exit(130 if isinstance(ended.__context__, KeyboardInterrupt) else ended.code)
     except (UsageError, RunError) as error:
         if error.__cause__:
             traceback.print_exception(error.__cause__)

@@ -246,7 +246,7 @@ def test_one_bar_for_the_whole_run_on_a_terminal(on_terminal):
 def test_the_console_says_what_runs_where_and_what_came_of_it(first):
     begun, solved = first.stdout.splitlines()[:2]
     assert begun.startswith("CartPole-v0 on cpu, network of 898 weights: 60 epochs of 13 steps, logged in lightning_")
-    assert re.fullmatch(r"not solved \(val_reward 195.0\); best val_reward: [\d.]+", solved)
+    assert re.fullmatch(r"not solved \(val_reward 195\); best val_reward: [\d.]+", solved)
 
 
 def test_the_first_validation_at_the_threshold_counts_as_solved(main, capfd):
