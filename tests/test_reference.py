@@ -26,7 +26,8 @@ def test_it_is_a_run_of_the_defaults():
 
 def test_it_is_small_and_holds_no_checkpoint():
     names = {path.name: path.stat().st_size for path in REFERENCE.rglob("*")}
-    assert set(names) == {"events.out.tfevents.0.reference", "hparams.yaml", "agent.gif", "curve.png"}
+    events = {name for name in names if name.startswith("events.out.tfevents.") and name.endswith(".reference")}
+    assert set(names) - events == {"hparams.yaml", "agent.gif", "curve.png"}
     assert sum(names.values()) < 2**20
 
 

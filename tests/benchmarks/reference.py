@@ -27,8 +27,8 @@ def main() -> None:
         subprocess.run([sys.executable, Path(script).name, "--video"], cwd=folder, check=True)
         run = Path(folder, "lightning_logs", "version_0")
         shutil.rmtree(run / "checkpoints")
-        (events,) = run.glob("events.out.tfevents.*")
-        events.rename(run / "events.out.tfevents.0.reference")  # its own name holds the machine's
+        for n, events in enumerate(sorted(run.glob("events.out.tfevents.*"))):
+            events.rename(run / f"events.out.tfevents.{n}.reference")  # its own name holds the machine's
         draw(run)
         shutil.rmtree(REFERENCE, ignore_errors=True)
         shutil.copytree(run, REFERENCE)
@@ -37,7 +37,7 @@ def main() -> None:
 def draw(run: Path) -> None:
     """Draw the returns of training and validation against the training steps, into curve.png."""
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-    figure, axes = plt.subplots(figsize=(6, 3), dpi=100, layout="constrained")
+    figure, axes = plt.subplots(figsize=(6, 3.2), dpi=100, layout="constrained")
     looks = {
         "total_reward": {"color": "0.75", "linewidth": 0.8, "label": "total_reward: episodes with random actions"},
         "avg_reward": {"color": "tab:blue", "label": "avg_reward: mean of the last 100 of them"},
@@ -48,7 +48,7 @@ def draw(run: Path) -> None:
         axes.plot([point.step for point in points], [point.value for point in points], **look)
     axes.axhline(195, color="black", linestyle=":", linewidth=1, label="solved")
     axes.set(xlabel="training step", ylabel="return", ylim=(0, 205), xlim=(0, None))
-    axes.legend(fontsize="x-small", loc="center right")
+    figure.legend(fontsize="x-small", loc="outside lower center", ncols=2)
     figure.savefig(run / "curve.png", metadata={"Software": None})
 
 
