@@ -326,7 +326,7 @@ class DQNLightning(pl.LightningModule):
         lr: Annotated[float, "learning rate", 1e-9, 10.0] = 5e-3,
         gamma: Annotated[float, "discount of the return", 0, 1] = 0.99,
         sync_rate: Annotated[int, "steps between copies to the target network", 1, 10**9] = 10,
-        tau: Annotated[float, "below 1: share of a copy made every step instead", 1e-9, 1] = 1.0,
+        tau: Annotated[float, "below 1: blend this share into the target at every step instead", 1e-9, 1] = 1.0,
         replay_size: Annotated[int, "capacity of the replay buffer", 1, 10**8] = 5000,
         warm_start_steps: Annotated[int, "random steps before training", 1, 10**9] = 1000,
         sample_size: Annotated[int, "experiences in an epoch", 1, 10**8] = 200,
@@ -335,7 +335,9 @@ class DQNLightning(pl.LightningModule):
         eps_last_frame: Annotated[int, "steps over which epsilon changes linearly", 1, 10**9] = 1000,
         hidden_size: Annotated[int, "units in a hidden layer", 1, 10**5] = 128,
         hidden_layers: Annotated[int, "hidden layers", 1, 100] = 1,
-        lr_schedule: Annotated[str, "how lr falls to 0 by the end", "constant", "linear", "cosine"] = "cosine",
+        lr_schedule: Annotated[
+            str, "how lr changes; linear and cosine end at 0", "constant", "linear", "cosine"
+        ] = "cosine",
         double_dqn: Annotated[bool, "let the online network choose the next action"] = False,
         grad_clip: Annotated[float | None, "greatest norm of the gradient; None: any", 1e-9, 1e9] = None,
     ) -> None:
@@ -555,8 +557,8 @@ class DQNLightning(pl.LightningModule):
 
 RUN_SETTINGS = {
     "gpus": (int, 0, "GPUs to train on; 0 is the CPU, -1 all there are", [-1, 10**6]),
-    "num_nodes": (int, 1, "machines to train on", [1, 10**6]),
-    "num_processes": (int, 1, "processes to train in, on the CPU", [1, 10**6]),
+    "num_nodes": (int, 1, "machines to train on; only 1 so far", [1, 10**6]),
+    "num_processes": (int, 1, "processes to train in, on the CPU; only 1 so far", [1, 10**6]),
     "max_epochs": (int, 1200, "epochs to train", [1, 10**9]),
     "seed": (int, 0, "decides everything that is random", [0, 2**32 - 1]),
     "val_check_interval": (int, 520, "steps between validations, in whole epochs", [1, 10**9]),

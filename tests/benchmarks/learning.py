@@ -87,7 +87,7 @@ def train(script: Path, folder: Path, args: Sequence[str], seed: int, threshold:
         events = EventAccumulator(str(logs), size_guidance={"scalars": 0}).Reload()  # 0 is all of them
         points = events.Scalars("val_reward")
         if result.threshold is not None:
-            result.steps = next((point.step for point in points if point.value >= result.threshold), None)
+            result.steps = next((point.step + 1 for point in points if point.value >= result.threshold), None)
         result.last = run(script, folder, ["--test", str(logs / "checkpoints" / "last.ckpt")])
     except Exception as error:  # whatever went wrong is this seed's result, and the others go on
         result.crash = f"crashed: {error}"
