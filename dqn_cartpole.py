@@ -669,7 +669,6 @@ def film(model: DQNLightning) -> bytes:
             ImageDraw.Draw(frame).text((5, 3), text, fill="black", font_size=12)
             frames.append(frame.quantize(32))
 
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # frames need no display
     gif = io.BytesIO()
     try:
         model.play_episodes(torch.tensor(TEST_SEEDS[:1]), "rgb_array", shoot)
@@ -858,6 +857,8 @@ def main(args: argparse.Namespace) -> None:
     mean, std = (trainer.callback_metrics[name].item() for name in ("test_reward", "test_reward_std"))
     if not args.test:
         logger.log_hyperparams(model.hparams, {"test_reward": mean}, trainer.global_step)  # for the HParams tab
+    if not settings["render"]:
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # a film alone needs no display
     gif = film(model) if settings["video"] or not args.test else b""
     if gif and settings["video"]:
         video = Path(logger.log_dir, "agent.gif")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import urllib.request
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
@@ -130,6 +131,23 @@ def test_render_plays_an_episode_in_the_window(run, tmp_path, monkeypatch):
     dqn_cartpole.main(dqn_cartpole.parse_args(["--test", best, "--render"]))
     assert Recorder.frames >= 8
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("flags", "driver"), [(["--render", "--video"], None), (["--video"], "dummy")])
+def test_a_film_needs_no_display_but_leaves_the_window_its_own(flags, driver, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SDL_VIDEODRIVER", "")  # so that it is as it was afterwards
+    monkeypatch.delenv("SDL_VIDEODRIVER")
+    made, seen = gym.make, {}
+
+    def make(*args, render_mode=None, **kwargs):
+        seen[render_mode] = os.environ.get("SDL_VIDEODRIVER")
+        return made(*args, render_mode="rgb_array" if render_mode else None, **kwargs)  # no window in a test
+
+    monkeypatch.setattr(gym, "make", make)
+    best = str(run / "lightning_logs" / "version_0" / "checkpoints" / "best.ckpt")
+    dqn_cartpole.main(dqn_cartpole.parse_args(["--test", best, *flags]))
+    assert seen["human" if "--render" in flags else "rgb_array"] == driver
 
 
 class Invisible(gym.Env):
