@@ -335,9 +335,7 @@ class DQNLightning(pl.LightningModule):
         eps_last_frame: Annotated[int, "steps over which epsilon changes linearly", 1, 10**9] = 1000,
         hidden_size: Annotated[int, "units in a hidden layer", 1, 10**5] = 128,
         hidden_layers: Annotated[int, "hidden layers", 1, 100] = 1,
-        lr_schedule: Annotated[
-            str, "how lr changes; linear and cosine end at 0", "constant", "linear", "cosine"
-        ] = "cosine",
+        lr_schedule: Annotated[str, "how lr changes over the run", "constant", "linear", "cosine"] = "cosine",
         double_dqn: Annotated[bool, "let the online network choose the next action"] = False,
         grad_clip: Annotated[float | None, "greatest norm of the gradient; None: any", 1e-9, 1e9] = None,
     ) -> None:
@@ -866,8 +864,9 @@ def main(args: argparse.Namespace) -> None:
         video.write_bytes(gif)
         print(f"the agent playing: {video}")
     if not args.test:
-        image = Summary.Value(tag="agent", image=Summary.Image(encoded_image_string=gif))
-        logger.experiment.file_writer.add_summary(Summary(value=[image] if gif else []), trainer.global_step)
+        if gif:
+            image = Summary.Value(tag="agent", image=Summary.Image(encoded_image_string=gif))
+            logger.experiment.file_writer.add_summary(Summary(value=[image]), trainer.global_step)
         logger.finalize("success")
     print(f"test_reward: {mean:.2f} +/- {std:.2f} over {len(TEST_SEEDS)} episodes")
     print("tensorboard --logdir lightning_logs")

@@ -1,11 +1,12 @@
 """Environments other than CartPole, by `--env` alone."""
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 
-from dqn_cartpole import Agent, DQNLightning, ReplayBuffer, UsageError, make_env
+from dqn_cartpole import TEST_SEEDS, Agent, DQNLightning, ReplayBuffer, UsageError, make_env
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*has no __module__ attribute"
@@ -140,3 +141,28 @@ def test_only_discrete_actions_from_zero_are_played(register, env_class):
     env = register(env_class)
     with pytest.raises(UsageError, match=f"--env {env}.*Discrete"):
         DQNLightning(env=env)
+
+
+def test_the_optimal_policy_of_frozen_lake_scores_what_the_readme_says():
+    """Value iteration, then the 100 test episodes: what no learned policy is expected to beat by much."""
+    env = gym.make("FrozenLake-v1")
+    moves = env.unwrapped.P
+    values = np.zeros(len(moves))
+    for _ in range(1000):
+        q_values = np.array(
+            [
+                [sum(p * (reward + 0.99 * values[to] * (not end)) for p, to, reward, end in moves[state][action])]
+                for state in moves
+                for action in moves[state]
+            ]
+        ).reshape(len(moves), -1)
+        values = q_values.max(1)
+    policy, returns = q_values.round(9).argmax(1), []
+    for seed in TEST_SEEDS:
+        state, _ = env.reset(seed=seed)
+        over = False
+        while not over:
+            state, reward, terminated, truncated, _ = env.step(int(policy[state]))
+            over = terminated or truncated
+        returns.append(reward)
+    assert np.mean(returns) == 0.63
