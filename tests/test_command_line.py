@@ -405,8 +405,6 @@ BAD_INPUT = """
 --val_check_interval 0
 --num_processes 0
 --num_nodes 0
---num_processes 2
---num_nodes 2
 --gpus -2
 --gpus 999
 --gpus all

@@ -117,15 +117,17 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert any(name.startswith("target_net") for name in ours["state_dict"])
     for entry in ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "loops"):
         assert same(ours[entry], theirs[entry]), entry
-    assert ours["dqn"].keys() == theirs["dqn"].keys() >= {"buffer", "agent", "score", "torch_rng"}
-    for entry in ours["dqn"]:
-        assert same(ours["dqn"][entry], theirs["dqn"][entry]), entry
+    assert len(ours["dqn"]) == len(theirs["dqn"]) >= 1
+    for our, their in zip(ours["dqn"], theirs["dqn"]):
+        assert our.keys() == their.keys() >= {"buffer", "agent", "score", "torch_rng"}
+        for entry in our:
+            assert same(our[entry], their[entry]), entry
     assert score(ours) == score(theirs)
     assert same(*(load(last_of(folder).with_name("best.ckpt"))["state_dict"] for folder in (a, b)))
     curves = scalars(version_of(a))
     for curve in CURVES:
         steps = [step for step, _ in curves[curve]]
-        assert all(before < after for before, after in pairwise(steps)), f"{curve} steps back"
+        assert all(before <= after for before, after in pairwise(steps)), f"{curve} steps back"
     expected = scalars(version_of(b))
     for curve in CURVES:
         assert curves[curve] == expected[curve], curve
