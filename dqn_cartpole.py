@@ -390,7 +390,7 @@ class DQNLightning(pl.LightningModule):
         self.agent.reset()
 
     def setup(self, stage: str) -> None:
-        """Where several processes train one network, let each play, explore and remember on its own."""
+        """Where several processes train one network, give each its own generators, episodes and replay buffer."""
         if stage == "fit" and self.trainer.world_size > 1:
             for part in (self.buffer, self.agent):
                 part.rng = part.rng.spawn(self.trainer.world_size)[self.global_rank]
@@ -546,7 +546,7 @@ class DQNLightning(pl.LightningModule):
         self.log_dict({"test_reward": returns.mean(), "test_reward_std": returns.std(correction=0)}, logger=False)
 
     def evaluate(self, seeds: torch.Tensor) -> torch.Tensor:
-        """The return of a greedy episode for each seed, float32 (episodes,); the processes share the work."""
+        """The return of a greedy episode for each seed, in any order, float32 (episodes,); all processes share them."""
         return torch.cat(gather(self.play_episodes(seeds[self.global_rank :: self.trainer.world_size])))
 
     @torch.inference_mode()
@@ -585,7 +585,7 @@ class DQNLightning(pl.LightningModule):
             env.close()
         return returns
 
-    # What Lightning and PyTorch do themselves, in less time: the three together take 13 % off a step.
+    # What Lightning and PyTorch would do too, but slower: the three together take 13 % off a step.
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a minibatch to where the network is; it is made on the CPU."""
@@ -593,13 +593,14 @@ class DQNLightning(pl.LightningModule):
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Forget the gradients of the last step."""
-        for weight in optimizer.param_groups[0]["params"]:
-            weight.grad = None
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                weight.grad = None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; only what may be one of its weights or modules is `nn.Module`'s concern.
+        """Set an attribute, without `nn.Module`'s search for a weight where the value cannot be one.
 
-        Lightning notes the name of the hook that it calls in an attribute, 46 times a step.
+        Lightning sets one before and after every hook, 46 times a step.
         """
         if name in self.__dict__ and (value is None or isinstance(value, str)):
             object.__setattr__(self, name, value)
@@ -622,8 +623,7 @@ RUN_SETTINGS = {
 class Progress(Callback):
     """A line for every validation and, where there is a terminal, one bar for the whole run."""
 
-    def __init__(self) -> None:
-        self.bar = tqdm(disable=True)
+    bar = tqdm(disable=True)  # until training starts, and in all processes but the first
 
     @rank_zero_only
     def on_train_start(self, trainer: pl.Trainer, module: DQNLightning) -> None:  # type: ignore[override]
@@ -655,18 +655,18 @@ class Progress(Callback):
 
 
 class Checkpoints(ModelCheckpoint):
-    """Writes `last.ckpt` too, every two seconds, or so seldom that it takes 4 % of the time at most.
+    """Writes `last.ckpt` too, every two seconds, or less often where that would take more than 4 % of the time.
 
     Between two epochs, where no sample is half used. Ctrl-C or SIGTERM end the run there.
     """
 
     write_at = 0.0  # by time.monotonic
-    signal = 0  # that asks to stop
+    stopped_by = 0  # the signal that asked for it
     state_key = "Checkpoints"  # Lightning's own holds the validation interval: with another the best would be forgotten
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         def stop(number: int, _: Any) -> None:
-            self.signal = number
+            self.stopped_by = number
             signal.signal(number, signal.SIG_DFL)  # a second time ends it at once
             if trainer.testing:  # nothing is left to be saved
                 sys.exit(128 + number)
@@ -685,16 +685,19 @@ class Checkpoints(ModelCheckpoint):
         super().on_train_epoch_end(trainer, pl_module)
         begun = time.monotonic()
         due = begun >= self.write_at or trainer.current_epoch + 1 == trainer.max_epochs
-        orders = gather((self.signal, due))  # what one process is told to do, all do
-        self.signal = max(number for number, _ in orders)
-        if self.signal:
-            trainer.should_stop = True
-        if self.signal or orders[0][1]:
+        signals, dues = zip(*gather((self.stopped_by, due)))  # what one process is told to do, all do
+        self.stopped_by = max(signals)
+        trainer.should_stop |= self.stopped_by > 0
+        if self.stopped_by or dues[0]:
             if trainer.logger:
                 trainer.logger.save()  # the curves up to this step
             trainer.save_checkpoint(Path(self.dirpath or "", "last.ckpt"))
             now = time.monotonic()
             self.write_at = now + max(2.0, 25 * (now - begun))
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if trainer.strategy.launcher and isinstance(exception, RunError):
+            trainer.strategy.launcher.kill(signal.SIGKILL)  # GPUs would wait for this process for half an hour
 
 
 class AtomicIO(TorchCheckpointIO):
@@ -716,7 +719,7 @@ class AtomicIO(TorchCheckpointIO):
 
 
 class NoProfiler(PassThroughProfiler):
-    """Measures nothing; to make the contexts in which Lightning's own measures nothing is 5 % of a step."""
+    """Measures nothing. Nor does Lightning's own, but it makes a context manager for every hook: 5 % of a step."""
 
     nothing = contextlib.nullcontext()
 
@@ -813,6 +816,8 @@ def read_settings(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, A
     if gpus > visible or (gpus and not visible):
         raise UsageError(f"--gpus {gpus}: the number of visible GPUs is {visible}; --gpus 0 is the CPU")
     settings["gpus"] = visible if gpus == -1 else gpus
+    if settings["num_nodes"] > 1 and not {"MASTER_ADDR", "SLURM_NTASKS"} & os.environ.keys():
+        raise UsageError(f"--num_nodes {settings['num_nodes']}: start it on every machine, with torchrun or srun")
     if settings["gpus"] and settings["num_processes"] > 1:
         raise UsageError(f"--num_processes {settings['num_processes']}: is for the CPU; leave it or --gpus out")
     return settings, checkpoint
@@ -848,7 +853,8 @@ def make_trainer(settings: dict[str, Any], model: DQNLightning, logger: TensorBo
     said = "many workers|sync_dist|GPU available but not used|exists and is not empty|The dirpath has changed|LeafSpec"
     warnings.filterwarnings("ignore", f".*({said})")
     if model.hparams.batch_size * model.hparams.hidden_size < 2**16:
-        torch.set_num_threads(1)  # more would wait for each other longer than they compute
+        os.environ["OMP_NUM_THREADS"] = "1"  # more would wait for each other longer than they compute
+        torch.set_num_threads(1)
     val_epochs = min(settings["max_epochs"], -(-settings["val_check_interval"] // model.steps_per_epoch))
     devices = settings["gpus"] or settings["num_processes"]
     between: Any = {"every_n_epochs": val_epochs, "save_on_train_epoch_end": True, "enable_version_counter": False}
@@ -871,24 +877,31 @@ def make_trainer(settings: dict[str, Any], model: DQNLightning, logger: TensorBo
     )
 
 
-def fit(model: DQNLightning, trainer: pl.Trainer, path: Path | None, command: str) -> Path:
-    """Train, from the checkpoint at `path` if there is one, and say what came of it; the best checkpoint's path."""
+def fit(model: DQNLightning, trainer: pl.Trainer, path: Path | None, resume: list[str]) -> Path:
+    """Train, from the checkpoint at `path` if there is one, and say what came of it.
+
+    Args:
+        resume: the command to go on with, but for the checkpoint
+
+    Returns:
+        path of the best checkpoint
+    """
     checkpoints: Any = trainer.checkpoint_callback
     try:
         trainer.fit(model, ckpt_path=path, weights_only=True)
     except RuntimeError as error:
         last = Path(checkpoints.dirpath or "", "last.ckpt")
-        go_on = f"; to go on from the last checkpoint: {command} --resume {shlex.quote(str(last))}"
-        hint = go_on if last.exists() else ""
-        if isinstance(error, RunError) and error.__cause__:  # what the run itself did wrong it would do again
+        hint = f"; to go on from the last checkpoint: {shlex.join([*resume, str(last)])}" * last.exists()
+        if isinstance(error, RunError) and error.__cause__:  # without a cause it would only fail again
             raise RunError(f"{error}{hint}") from error.__cause__
         if trainer.world_size > 1 and not isinstance(error, RunError):
             raise RunError(f"this process failed, or lost another one{hint}") from error
         raise
     last = Path(checkpoints.dirpath, "last.ckpt")
-    if checkpoints.signal:
-        say(f"stopped at step {trainer.global_step:,}; to go on:\n{command} --resume {shlex.quote(str(last))}")
-        sys.exit(128 + checkpoints.signal)
+    if checkpoints.stopped_by:
+        say(f"stopped at step {trainer.global_step:,}; to go on:\n{shlex.join([*resume, str(last)])}")
+        # Where one process fails Lightning kills the first, so only that may say how the run ended.
+        sys.exit(128 + checkpoints.stopped_by if trainer.is_global_zero else 0)
     if checkpoints.best_model_score is not None:
         solved = "not solved" if model.solved_at is None else f"solved at step {model.solved_at:,}"
         threshold = "" if model.reward_threshold is None else f"{solved} (val_reward {model.reward_threshold:g}); "
@@ -910,12 +923,11 @@ def main(args: argparse.Namespace) -> None:
     model = make_model(settings, checkpoint, path)
     if args.resume and settings["max_epochs"] <= checkpoint["epoch"]:
         raise UsageError(f"--max_epochs {settings['max_epochs']}: {path} has trained {checkpoint['epoch'] + 1} already")
-    folders = path.resolve().parents if path else []
-    runs = [folder.name for folder in folders if folder.parent == Path("lightning_logs").resolve()]
+    run = path.resolve().parents[1] if path else Path()
     logger = TensorBoardLogger(
         ".",
         "lightning_logs",
-        version=runs[0] if runs else None,  # a resumed run goes on in its own folder
+        version=run.name if run.parent == Path("lightning_logs").resolve() else None,  # a resumed run's own folder
         default_hp_metric=False,
         flush_secs=5,
         purge_step=checkpoint.get("global_step"),  # what a killed run logged after its last checkpoint comes again
@@ -923,16 +935,16 @@ def main(args: argparse.Namespace) -> None:
     trainer = make_trainer(settings, model, None if args.test else logger)
     if args.resume and (needed := len(checkpoint["dqn"])) != trainer.world_size:
         raise UsageError(f"--resume {path}: has to go on in {needed} processes, as before, not in {trainer.world_size}")
-    devices = [name for name in ("gpus", "num_nodes", "num_processes") if settings[name] != RUN_SETTINGS[name][1]]
-    command = shlex.join(["python", sys.argv[0], *[f"--{name}={settings[name]}" for name in devices]])
     if not args.test:
         weights = sum(weight.numel() for weight in model.net.parameters())
-        device = f"{trainer.world_size} x " * (trainer.world_size > 1) + str(trainer.strategy.root_device)
+        device = f"{trainer.world_size} x " * (trainer.world_size > 1) + trainer.strategy.root_device.type
         where = f"{model.hparams.env} on {device}, network of {weights:,} weights"
         length = f"{settings['max_epochs']:,} epochs of {model.steps_per_epoch} steps"
         say(f"{where}: {length}, logged in {Path(logger.log_dir)}", flush=True)
         describe_run(logger, checkpoint.get("global_step", 0))
-    best = args.test or fit(model, trainer, path, command)
+    devices = {name: settings[name] for name in ("gpus", "num_nodes", "num_processes")}
+    flags = [f"--{name}={number}" for name, number in devices.items() if number != RUN_SETTINGS[name][1]]
+    best = args.test or fit(model, trainer, path, ["python", sys.argv[0], *flags, "--resume"])
     trainer.test(model, ckpt_path=best, verbose=False, weights_only=True)
     if not trainer.is_global_zero:
         return
@@ -954,7 +966,7 @@ def main(args: argparse.Namespace) -> None:
         logger.finalize("success")
     print(f"test_reward: {mean:.2f} +/- {std:.2f} over {len(TEST_SEEDS)} episodes")
     print("tensorboard --logdir lightning_logs")
-    print(f"{command} --test {shlex.quote(str(best))}", flush=True)
+    print(shlex.join(["python", sys.argv[0], "--test", str(best)]), flush=True)
     if settings["render"]:
         model.play_episodes(torch.tensor(TEST_SEEDS[:1]), "human")
 

@@ -186,7 +186,7 @@ def test_one_process_writes_and_speaks(pair):
     assert output.count("CartPole-v0 on 2 x cpu, ") == output.count("test_reward: ") == 1
     assert len(re.findall("^step 260: val_reward", errors, re.MULTILINE)) == 1
     assert "arning" not in errors
-    assert "--num_processes=2 --test " in output
+    assert output.endswith("--test lightning_logs/version_0/checkpoints/best.ckpt\n")
 
 
 # Nothing is lost
@@ -269,6 +269,13 @@ def test_torchrun_starts_it_too(pair, tmp_path):
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert_same_run(tmp_path, pair[0])
+
+
+def test_machines_have_to_be_told_of_each_other(tmp_path):
+    result = run_script("--num_nodes", "2", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.endswith("error: --num_nodes 2: start it on every machine, with torchrun or srun\n")
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.slow

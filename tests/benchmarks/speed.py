@@ -5,11 +5,13 @@
     python tests/benchmarks/speed.py --only step                  # six minutes
     python tests/benchmarks/speed.py --only scale --rounds 3      # eight minutes
     python tests/benchmarks/speed.py --only solved --seeds 10     # about half an hour, an hour at the most
+    python tests/benchmarks/speed.py --only processes --rounds 3  # four minutes
 
 Parts:
-    step    time of a training step; start of the process to the end of its first training step; peak memory
-    scale   time of a step, and (b)'s beside it, against replay capacity (filled), batch and hidden size
-    solved  start of the process to the first validation at 195, beside rl-baselines3-zoo's two settings
+    step       time of a training step; start of the process to the end of its first training step; peak memory
+    scale      time of a step, and (b)'s beside it, against replay capacity (filled), batch and hidden size
+    solved     start of the process to the first validation at 195, beside rl-baselines3-zoo's two settings
+    processes  environment steps a second, in all, of (a) in one process and in two
 
 Contenders:
     (a) dqn_cartpole.py as a user runs it: a fresh process on a terminal; logs, bar and checkpoints are on
@@ -60,7 +62,7 @@ from typing import Any, NoReturn
 
 SCRIPT = "dqn_cartpole.py"  # in the folder of each measurement: a copy of what it was at the start
 SOURCE = (Path(__file__).resolve().parents[2] / SCRIPT).read_bytes()
-PARTS = ("step", "scale", "solved")
+PARTS = ("step", "scale", "solved", "processes")
 NAMES = {"script": "(a) dqn_cartpole.py", "bare": "(b) bare PyTorch loop", "article": "(c) the article's structure"}
 NAMES |= {"sb3": "(d) Stable-Baselines3 DQN", "gpu": "(a) with --gpus 1"}
 SOLVED = 195  # mean reward of 20 greedy episodes
@@ -74,6 +76,7 @@ SCALE: list[tuple[dict[str, int], int]] = [  # what differs from the defaults, a
     ({"hidden_size": 1024}, 2),
     ({"hidden_size": 1024, "batch_size": 4096}, 15),
 ]
+PROCESSES: list[tuple[dict[str, int], int]] = [({}, 1), ({"hidden_size": 1024}, 2)]  # the same
 # CartPole-v1 in rl-baselines3-zoo's hyperparams/dqn.yml, today (as of commit 019107e) and before (ce95481).
 ZOO: dict[str, dict[str, Any]] = {
     "rl-baselines3-zoo, today": {
@@ -514,6 +517,21 @@ def scales(rounds: int, count: int, settings: dict[str, Any], gpu: bool) -> Iter
         yield results
 
 
+def processes(rounds: int, count: int, settings: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    """Measure (a) in one process and in two, with a small network and a large one."""
+    for n, (sizes, divisor) in itertools.product(range(rounds), PROCESSES):
+        results: dict[str, Any] = {"settings": settings | sizes}
+        for number in (1, 2):
+            changed = {"eps_start": settings["eps_end"], "num_processes": number} | sizes
+            job = Job("script", settings | changed, [f"--{name}={value}" for name, value in changed.items()])
+            job.skip, job.steps = 300 // divisor, count // divisor
+            figures = measure(job)
+            figures["rate"] = 1000 * number / figures["step"]
+            title = f"processes, round {n + 1} of {rounds}, {sizes or 'defaults'}, {number}"
+            results[str(number)] = shown(title, figures)
+        yield results
+
+
 def solved(seeds: int, cap: float, settings: dict[str, Any]) -> Iterable[dict[str, Any]]:
     """Measure who solves it first."""
     for seed in range(seeds):
@@ -560,6 +578,16 @@ def scale_table(measured: Sequence[dict[str, Any]]) -> str:
         rows.append([*sizes, *times[:2], share, times[2], spread([figures["memory"] for figures in a], 0)])
     titles = ["replay", "batch", "hidden", "(a), ms", "(b), ms", "Lightning's share of (a), %", "(a) on the GPU, ms"]
     return table([*titles, "(a)'s peak memory, MiB"], rows)
+
+
+def processes_table(measured: Sequence[dict[str, Any]]) -> str:
+    rows = []
+    for n in range(len(PROCESSES)):
+        results = measured[n :: len(PROCESSES)]
+        one, two = ([result[number]["rate"] for result in results] for number in "12")
+        ratios = [b / a for a, b in zip(one, two)]
+        rows.append([str(results[0]["settings"]["hidden_size"]), spread(one, 0), spread(two, 0), spread(ratios)])
+    return table(("hidden", "steps a second in 1 process", "in 2", "ratio"), rows)
 
 
 def solved_table(seeds: Sequence[dict[str, Any]], cap: float) -> str:
@@ -611,6 +639,7 @@ def main() -> None:
         "step": (steps(*at), step_table),
         "scale": (scales(*at), scale_table),
         "solved": (solved(args.seeds, args.cap, found["settings"]), lambda results: solved_table(results, args.cap)),
+        "processes": (processes(args.rounds, args.steps, found["settings"]), processes_table),
     }
     for part in args.only:
         results, tabulate = parts[part]
