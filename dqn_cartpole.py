@@ -565,7 +565,7 @@ class DQNLightning(pl.LightningModule):
         """
         envs = [make_env(self.hparams.env, self.hparams.episode_length, render_mode) for _ in seeds]
         states = {i: env.reset(seed=seed)[0] for i, (env, seed) in enumerate(zip(envs, seeds.tolist()))}
-        returns = torch.zeros(len(envs))
+        returns = [0.0] * len(envs)
         for step in range(1, 1 + (self.max_episode_steps or EVAL_STEPS)):
             if not states:
                 break
@@ -583,9 +583,9 @@ class DQNLightning(pl.LightningModule):
                     del states[i]  # its episode is over, the others play on
         for env in envs:
             env.close()
-        return returns
+        return torch.tensor(returns)
 
-    # What Lightning and PyTorch would do too, but slower: the three together take 13 % off a step.
+    # What Lightning and PyTorch would do too, but slower: the three together take 11 % off a step.
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a minibatch to where the network is; it is made on the CPU."""
@@ -694,10 +694,6 @@ class Checkpoints(ModelCheckpoint):
             trainer.save_checkpoint(Path(self.dirpath or "", "last.ckpt"))
             now = time.monotonic()
             self.write_at = now + max(2.0, 25 * (now - begun))
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if trainer.strategy.launcher and isinstance(exception, RunError):
-            trainer.strategy.launcher.kill(signal.SIGKILL)  # GPUs would wait for this process for half an hour
 
 
 class AtomicIO(TorchCheckpointIO):
@@ -890,6 +886,8 @@ def fit(model: DQNLightning, trainer: pl.Trainer, path: Path | None, resume: lis
     try:
         trainer.fit(model, ckpt_path=path, weights_only=True)
     except RuntimeError as error:
+        if isinstance(error, RunError) and trainer.strategy.launcher:
+            trainer.strategy.launcher.kill(signal.SIGKILL)  # the other processes: on GPUs they would wait for this one
         last = Path(checkpoints.dirpath or "", "last.ckpt")
         hint = f"; to go on from the last checkpoint: {shlex.join([*resume, str(last)])}" * last.exists()
         if isinstance(error, RunError) and error.__cause__:  # without a cause it would only fail again

@@ -64,7 +64,7 @@ try:
 except dqn_cartpole.RunError as error:
     sys.exit(f"RunError: {{error}}")
 """
-FLAGS = ["--num_processes", "2", "--max_epochs", "60", "--val_check_interval", "260", "--seed", "3"]
+FLAGS = ["--num_processes", "2", "--max_epochs", "40", "--val_check_interval", "260", "--seed", "3"]
 
 
 def start(folder: Path, *flags: str, script: str | None = None, **env: str) -> subprocess.Popen[str]:
@@ -118,15 +118,6 @@ def test_processes_end_with_the_same_weights(pair):
     assert same_tensors(first["weights"], load(last_of(folder))["state_dict"])
 
 
-def test_each_process_learns_from_all_buffers(pair, tmp_path):
-    """One process with the same seed comes to other weights: the gradients of both were averaged."""
-    folder, _ = pair
-    alone = [flag for flag in FLAGS if flag not in ("--num_processes", "2")]
-    result = run_script(*alone, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert not same_tensors(load(last_of(tmp_path))["state_dict"], load(last_of(folder))["state_dict"])
-
-
 def test_processes_never_play_the_same_episode(pair):
     _, seen = pair
     first, second = (set(rank["episodes"][rank["first"] :]) for rank in seen)
@@ -166,13 +157,13 @@ def test_validation_and_test_episodes_are_shared_and_their_mean_is_exact(pair):
 def test_test_reward_does_not_depend_on_the_number_of_processes(pair, tmp_path):
     """Not even where the 100 episodes cannot be split evenly."""
     path = last_of(pair[0])
-    lines = []
-    for processes in ("1", "3"):
-        result = run_script("--test", str(path), "--num_processes", processes, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
-        lines.append(result.stdout.splitlines()[0])
-    assert lines[0].startswith("test_reward: ")
-    assert lines[0] == lines[1]
+    model = DQNLightning()
+    model.load_state_dict(load(path)["state_dict"])
+    returns = model.play_episodes(torch.tensor(TEST_SEEDS))
+    result = run_script("--test", str(path), "--num_processes", "3", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    expected = f"test_reward: {returns.mean():.2f} +/- {returns.std(correction=0):.2f} over 100 episodes"
+    assert result.stdout.splitlines()[0] == expected
 
 
 def test_no_process_is_left_without_an_answer_where_there_are_fewer_episodes_than_processes():
@@ -200,25 +191,24 @@ def test_group_killed_and_resumed_equals_the_run_never_killed(pair, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     code, _, errors = finish(process, folder)
     assert code == -signal.SIGKILL, errors
-    assert load(last_of(folder))["epoch"] + 1 < 60
+    assert load(last_of(folder))["epoch"] + 1 < 40
     code, _, errors = finish(start(folder, "--resume", "--num_processes", "2"), folder)
     assert code == 0, errors
     assert len(load(last_of(folder))["dqn"]) == 2
     assert_same_run(folder, pair[0])
 
 
-@pytest.mark.parametrize("flags", [[], ["--num_processes", "3"]])
-def test_run_of_two_processes_is_not_resumed_in_another_number(pair, flags):
+def test_run_of_two_processes_is_not_resumed_in_another_number(pair):
     folder, _ = pair
     before = mtime(last_of(folder))
-    result = run_script("--resume", "--max_epochs", "70", *flags, cwd=folder)
+    result = run_script("--resume", "--max_epochs", "70", cwd=folder)
     assert (result.returncode, result.stdout) == (2, "")
-    counts = f"has to go on in 2 processes, as before, not in {(flags or '1')[-1]}"
+    counts = "has to go on in 2 processes, as before, not in 1"
     assert re.fullmatch(rf"dqn_cartpole\.py: error: --resume \S+last.ckpt: {counts}\n", result.stderr)
     assert mtime(last_of(folder)) == before
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_process_that_is_killed_ends_the_run_for_all(tmp_path, rank):
     folder = tmp_path / "run"
     process = start(folder, *FLAGS, "--max_epochs", "9999")
@@ -233,7 +223,7 @@ def test_process_that_is_killed_ends_the_run_for_all(tmp_path, rank):
     assert len(load(last_of(folder))["dqn"]) == 2
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("rank", [pytest.param("0", marks=pytest.mark.slow), "1"])
 def test_environment_that_fails_in_one_process_ends_the_run_for_all(tmp_path, rank):
     folder = tmp_path / "run"
     code, _, errors = finish(start(folder, *FLAGS, script=SPY, FAULTY=rank), folder, within=60)

@@ -48,10 +48,6 @@ LEADS: dict[str, list[tuple[str, str]]] = {
         ('os.environ["OMP_NUM_THREADS"] = "1"', "pass"),
         ("        torch.set_num_threads(1)\n", ""),
     ],
-    "attributes set as `nn.Module` sets them": [("def __setattr__(", "def unused_setattr(")],
-    "Lightning's own idle profiler": [("        profiler=NoProfiler(),\n", "")],
-    "gradients forgotten as the optimizer does it": [("def optimizer_zero_grad(", "def unused_zero_grad(")],
-    "minibatches moved from CPU to CPU": [("def transfer_batch_to_device(", "def unused_transfer(")],
 }
 
 
@@ -59,13 +55,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=3000, help="training steps to time (default: %(default)s)")
-    parser.add_argument("--only", nargs="+", choices=LEADS, default=list(LEADS), metavar="WHAT", help="default: all")
     args = parser.parse_args()
     source = speed.SOURCE.decode()
     variants = {"as it is": source}
-    for name in args.only:
+    for name, replacements in LEADS.items():
         variants[name] = source
-        for old, new in LEADS[name]:
+        for old, new in replacements:
             if variants[name].count(old) != 1:
                 raise RuntimeError(f"{name}: {old!r} is there {variants[name].count(old)} times, not once")
             variants[name] = variants[name].replace(old, new)

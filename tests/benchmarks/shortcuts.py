@@ -1,0 +1,78 @@
+"""What each method by which dqn_cartpole.py overtakes Lightning is worth: a run with it switched off and on in turns.
+
+    pip install -r requirements.txt
+    python tests/benchmarks/shortcuts.py        # three minutes
+
+Every ten epochs the method is taken away, or put back, and the time of those epochs is noted: two things compared
+within a run, seconds apart, show differences of a per cent, which runs beside each other do not.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import dqn_cartpole
+from dqn_cartpole import DQNLightning, NoProfiler
+
+SHORTCUTS: dict[str, tuple[type, str]] = {
+    "attributes set as `nn.Module` sets them": (DQNLightning, "__setattr__"),
+    "Lightning's own idle profiler": (NoProfiler, "profile"),
+    "gradients forgotten as the optimizer does it": (DQNLightning, "optimizer_zero_grad"),
+    "minibatches moved from the CPU to the CPU": (DQNLightning, "transfer_batch_to_device"),
+}
+BLOCK = 10  # epochs
+FIRST = 80  # epoch from which epsilon is the final one
+
+
+class Switch(pl.Callback):
+    """Takes the method away and puts it back, and times the epochs between, but for the first of each block."""
+
+    def __init__(self, owner: type, name: str) -> None:
+        self.owner, self.name, self.method = owner, name, vars(owner)[name]
+        self.seconds: dict[bool, list[float]] = {True: [], False: []}
+        self.on, self.begun = True, 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        epoch, now = trainer.current_epoch, time.perf_counter()
+        if epoch >= FIRST and epoch % BLOCK == 0:
+            self.on = not self.on
+            if self.on:
+                setattr(self.owner, self.name, self.method)
+            else:
+                delattr(self.owner, self.name)
+        elif epoch % BLOCK == 1:
+            self.begun = now
+        elif epoch > FIRST and epoch % BLOCK == BLOCK - 1:
+            self.seconds[self.on].append(now - self.begun)
+
+    def on_train_end(self, *_: Any) -> None:
+        setattr(self.owner, self.name, self.method)
+
+
+def main() -> None:
+    os.chdir(tempfile.mkdtemp())
+    print("| undone | ms a step | with it | ratio |\n| --- | --- | --- | --- |")
+    for what, (owner, name) in SHORTCUTS.items():
+        flags = ["--max_epochs", "1600", "--val_check_interval", str(10**6)]
+        settings, _ = dqn_cartpole.read_settings(dqn_cartpole.parse_args(flags))
+        model = dqn_cartpole.make_model(settings, {}, None)
+        trainer = dqn_cartpole.make_trainer(settings, model, dqn_cartpole.TensorBoardLogger(".", "lightning_logs"))
+        switch = Switch(owner, name)
+        trainer.callbacks.append(switch)
+        trainer.fit(model)
+        steps = (BLOCK - 2) * model.steps_per_epoch
+        without, with_it = (1000 * statistics.median(switch.seconds[on]) / steps for on in (False, True))
+        print(f"| {what} | {without:.2f} | {with_it:.2f} | {without / with_it:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
