@@ -76,7 +76,7 @@ SCALE: list[tuple[dict[str, int], int]] = [  # what differs from the defaults, a
     ({"hidden_size": 1024}, 2),
     ({"hidden_size": 1024, "batch_size": 4096}, 15),
 ]
-PROCESSES: list[tuple[dict[str, int], int]] = [({}, 1), ({"hidden_size": 1024}, 2)]  # the same
+PROCESSES: list[tuple[dict[str, int], int]] = [({}, 1), ({"hidden_size": 1024}, 2)]  # as in SCALE
 # CartPole-v1 in rl-baselines3-zoo's hyperparams/dqn.yml, today (as of commit 019107e) and before (ce95481).
 ZOO: dict[str, dict[str, Any]] = {
     "rl-baselines3-zoo, today": {
