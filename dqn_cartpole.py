@@ -889,7 +889,8 @@ def fit(model: DQNLightning, trainer: pl.Trainer, path: Path | None, resume: lis
         if isinstance(error, RunError) and trainer.strategy.launcher:
             trainer.strategy.launcher.kill(signal.SIGKILL)  # the other processes: on GPUs they would wait for this one
         last = Path(checkpoints.dirpath or "", "last.ckpt")
-        hint = f"; to go on from the last checkpoint: {shlex.join([*resume, str(last)])}" * last.exists()
+        go_on = shlex.join([*resume, str(last)])
+        hint = f"; to go on from the last checkpoint: {go_on}" if last.exists() else ""
         if isinstance(error, RunError) and error.__cause__:  # without a cause it would only fail again
             raise RunError(f"{error}{hint}") from error.__cause__
         if trainer.world_size > 1 and not isinstance(error, RunError):
@@ -921,7 +922,7 @@ def main(args: argparse.Namespace) -> None:
     model = make_model(settings, checkpoint, path)
     if args.resume and settings["max_epochs"] <= checkpoint["epoch"]:
         raise UsageError(f"--max_epochs {settings['max_epochs']}: {path} has trained {checkpoint['epoch'] + 1} already")
-    run = path.resolve().parents[1] if path else Path()
+    run = path.resolve().parent.parent if path else Path()
     logger = TensorBoardLogger(
         ".",
         "lightning_logs",
@@ -935,14 +936,15 @@ def main(args: argparse.Namespace) -> None:
         raise UsageError(f"--resume {path}: has to go on in {needed} processes, as before, not in {trainer.world_size}")
     if not args.test:
         weights = sum(weight.numel() for weight in model.net.parameters())
-        device = f"{trainer.world_size} x " * (trainer.world_size > 1) + trainer.strategy.root_device.type
-        where = f"{model.hparams.env} on {device}, network of {weights:,} weights"
+        number, device = trainer.world_size, trainer.strategy.root_device.type
+        devices = f"{number} x {device}" if number > 1 else device
+        where = f"{model.hparams.env} on {devices}, network of {weights:,} weights"
         length = f"{settings['max_epochs']:,} epochs of {model.steps_per_epoch} steps"
         say(f"{where}: {length}, logged in {Path(logger.log_dir)}", flush=True)
         describe_run(logger, checkpoint.get("global_step", 0))
-    devices = {name: settings[name] for name in ("gpus", "num_nodes", "num_processes")}
-    flags = [f"--{name}={number}" for name, number in devices.items() if number != RUN_SETTINGS[name][1]]
-    best = args.test or fit(model, trainer, path, ["python", sys.argv[0], *flags, "--resume"])
+    changed = [name for name in ("gpus", "num_nodes", "num_processes") if settings[name] != RUN_SETTINGS[name][1]]
+    resume = ["python", sys.argv[0], *[f"--{name}={settings[name]}" for name in changed], "--resume"]
+    best = args.test or fit(model, trainer, path, resume)
     trainer.test(model, ckpt_path=best, verbose=False, weights_only=True)
     if not trainer.is_global_zero:
         return
