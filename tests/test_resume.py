@@ -34,7 +34,7 @@ CURVES = ("total_reward", "avg_reward", "reward", "train_loss", "val_reward", "e
 
 # A run to be killed, long enough for several kills and with all that changes on its way; and a shorter one, which is
 # validated after epoch 20 only.
-LONG = "--max_epochs 120 --val_check_interval 260 --lr_schedule linear"
+LONG = "--max_epochs 400 --val_check_interval 260 --lr_schedule linear"
 SHORT = "--max_epochs 30 --val_check_interval 260 --episode_length 50 --lr_schedule constant"
 
 
@@ -191,7 +191,7 @@ def test_run_killed_at_random_moments_and_resumed_equals_the_run_never_killed(tm
 
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_leave_no_trace(tmp_path):
-    flags = LONG.replace("--max_epochs 120", "--max_epochs 2500")
+    flags = LONG.replace("--max_epochs 400", "--max_epochs 2500")
     chance = random.Random(0)
     kills = [(chance.choice([1, 1, 2]), chance.uniform(0, 1.9)) for _ in range(20)]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
