@@ -58,7 +58,6 @@ EVAL_STEPS = 1000  # cut a validation or test episode where the environment itse
 LARGEST_REWARD = float(np.finfo(np.float32).max)
 LOG_EVERY = 50  # steps between points of what changes with every step: writing one costs about a step's time
 
-
 say = rank_zero_only(print)  # where there are several processes, the first speaks for all
 
 
@@ -546,7 +545,7 @@ class DQNLightning(pl.LightningModule):
         self.log_dict({"test_reward": returns.mean(), "test_reward_std": returns.std(correction=0)}, logger=False)
 
     def evaluate(self, seeds: torch.Tensor) -> torch.Tensor:
-        """The return of a greedy episode for each seed, in any order, float32 (episodes,); all processes share them."""
+        """The return of a greedy episode for each seed, by rank, float32 (episodes,); the processes share them."""
         return torch.cat(gather(self.play_episodes(seeds[self.global_rank :: self.trainer.world_size])))
 
     @torch.inference_mode()
