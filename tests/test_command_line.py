@@ -336,7 +336,7 @@ EFFECTIVE = [
     "--eps_last_frame=10",
     "--hidden_size=64",
     "--hidden_layers=2",
-    "--lr_schedule=linear",
+    "--lr_schedule=cosine",
     "--lr_schedule=constant",
     "--double_dqn",
     "--grad_clip=0.01",

@@ -9,7 +9,8 @@
 
 Parts:
     step       time of a training step; start of the process to the end of its first training step; peak memory
-    scale      time of a step, and (b)'s beside it, against replay capacity (filled), batch and hidden size
+    scale      time of a step, and (b)'s beside it, against replay capacity (filled), batch and hidden size; what
+               share of (a)'s is neither the sample, nor `training_step`, nor the backward pass, nor Adam
     solved     start of the process to the first validation at 195, beside rl-baselines3-zoo's two settings
     processes  environment steps a second, in all, of (a) in one process and in two
 
@@ -36,6 +37,7 @@ import argparse
 import collections
 import contextlib
 import functools
+import gc
 import importlib.util
 import itertools
 import json
@@ -53,7 +55,7 @@ import termios
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -65,7 +67,7 @@ SOURCE = (Path(__file__).resolve().parents[2] / SCRIPT).read_bytes()
 PARTS = ("step", "scale", "solved", "processes")
 NAMES = {"script": "(a) dqn_cartpole.py", "bare": "(b) bare PyTorch loop", "article": "(c) the article's structure"}
 NAMES |= {"sb3": "(d) Stable-Baselines3 DQN", "gpu": "(a) with --gpus 1"}
-SOLVED = 195  # mean reward of 20 greedy episodes
+SOLVED = 195  # mean reward of greedy episodes
 SCALE: list[tuple[dict[str, int], int]] = [  # what differs from the defaults, and by what to divide --steps
     ({}, 1),
     ({"replay_size": 10**3}, 1),
@@ -137,6 +139,7 @@ class Clock:
         self.job = job
         self.start = self.begun = math.nan
         self.validations: list[float] = []  # seconds of each since `begun`
+        self.work = 0.0  # seconds since `begun` in what a loop without Lightning would do too
 
     def tick(self, step: int) -> None:
         """To be called before every training step, with the number of those that are done."""
@@ -145,10 +148,19 @@ class Clock:
         if step == self.job.skip:
             self.begun = time.monotonic()
             self.validations.clear()
+            self.work = 0.0
         elif step == self.job.skip + self.job.steps:
             seconds = time.monotonic() - self.begun - sum(self.validations)
             validation = statistics.fmean(self.validations) if self.validations else None
-            report(start=self.start, step=1000 * seconds / self.job.steps, validation=validation)
+            share = 1 - self.work / seconds if self.job.fill else None
+            report(start=self.start, step=1000 * seconds / self.job.steps, validation=validation, share=share)
+
+    @contextlib.contextmanager
+    def working(self, sign: int = 1) -> Iterator[None]:
+        """Count the time spent in this context as work, or take it out again where the context around counts it."""
+        began = time.monotonic()
+        yield
+        self.work += sign * (time.monotonic() - began)
 
 
 def watch(module: Any, clock: Clock) -> None:
@@ -177,6 +189,46 @@ def watch(module: Any, clock: Clock) -> None:
     module.on_validation_start, module.on_validation_end = on_validation_start, on_validation_end
 
 
+def count_work(clock: Clock, module: Any, dataset: Any) -> None:
+    """Let sampling, `training_step`, the backward pass and Adam tell the clock how long they work.
+
+    What is left of the time is Lightning's, and that of the bar, of checkpoints, and of what is done between epochs.
+    """
+    import torch
+
+    sample, training_step = dataset.__iter__, module.training_step
+    backward, step = torch.Tensor.backward, torch.optim.Adam.step
+
+    def counted_sample(self: Any) -> Iterator[Any]:
+        batches = sample(self)
+        while True:
+            with clock.working():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    @functools.wraps(training_step)
+    def counted_training_step(*args: Any) -> Any:
+        with clock.working():
+            return training_step(*args)
+
+    def counted_backward(*args: Any, **kwargs: Any) -> None:
+        with clock.working():
+            backward(*args, **kwargs)
+
+    def counted_step(self: Any, closure: Any) -> Any:
+        def uncounted() -> Any:  # Lightning calls the two above from in here, where they are counted already
+            with clock.working(-1):
+                return closure()
+
+        with clock.working():
+            return step(self, uncounted)
+
+    dataset.__iter__, module.training_step = counted_sample, counted_training_step
+    torch.Tensor.backward, torch.optim.Adam.step = counted_backward, counted_step  # type: ignore[assignment]
+
+
 def fill(arrays: Sequence[Any], held: int) -> None:
     """Fill a replay buffer's arrays with copies of their first `held` rows: a full one costs what it costs."""
     for array in arrays:
@@ -198,15 +250,19 @@ def defaults(job: Job) -> None:
 
 def script(job: Job) -> None:
     """(a) The script itself, from its command line on; only that `Trainer.fit` first lets it know the clock."""
+    if "gc.disable()" in Path(SCRIPT).read_text():
+        gc.disable()  # as the script does first, because here Lightning is imported before it can
     import pytorch_lightning as pl
 
     fit = pl.Trainer.fit
 
     def clocked_fit(trainer: pl.Trainer, model: Any, **kwargs: Any) -> None:
-        watch(type(model), Clock(job))
+        clock = Clock(job)
         if job.fill:
+            count_work(clock, type(model), type(model.train_dataloader().dataset))
             fill(model.buffer.arrays, len(model.buffer))
             model.buffer.appended = model.buffer.capacity
+        watch(type(model), clock)
         fit(trainer, model, **kwargs)
 
     pl.Trainer.fit = clocked_fit  # type: ignore[method-assign,assignment]
@@ -429,7 +485,7 @@ def sb3(job: Job) -> None:
 
 
 def zoo(job: Job) -> None:
-    """Stable-Baselines3 until it is solved, validated as often as the script and, like there, in 20 environments."""
+    """Stable-Baselines3 until it is solved, validated as often as the script but, in its favour, on 20 episodes."""
     import gymnasium as gym
     import torch
     from stable_baselines3 import DQN
@@ -573,7 +629,7 @@ def scale_table(measured: Sequence[dict[str, Any]]) -> str:
         results = measured[n :: len(SCALE)]
         a, b, gpu = ([result[kind] for result in results if kind in result] for kind in ("script", "bare", "gpu"))
         times = [spread([figures["step"] for figures in kind]) if kind else "-" for kind in (a, b, gpu)]
-        share = spread([100 * (1 - y["step"] / x["step"]) for x, y in zip(a, b)], 0)
+        share = spread([100 * figures["share"] for figures in a], 1)
         sizes = [f"{results[0]['settings'][name]:,}" for name in ("replay_size", "batch_size", "hidden_size")]
         rows.append([*sizes, *times[:2], share, times[2], spread([figures["memory"] for figures in a], 0)])
     titles = ["replay", "batch", "hidden", "(a), ms", "(b), ms", "Lightning's share of (a), %", "(a) on the GPU, ms"]
