@@ -57,7 +57,7 @@ except ModuleNotFoundError:  # gym 0.26, the last release before Gymnasium took 
     import gym  # type: ignore[no-redef]
 
 # Validation and test play the same episodes every time, so that checkpoints compare; training plays others.
-VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(50), range(1000, 1100), range(2000, 2**31)
+VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(100), range(1000, 1100), range(2000, 2**31)
 EVAL_STEPS = 1000  # cut a validation or test episode where the environment itself never does
 LARGEST_REWARD = float(np.finfo(np.float32).max)
 LOG_EVERY = 50  # steps between points of what changes with every step: writing one costs about a step's time
