@@ -1,5 +1,6 @@
 """The README says what is so."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -13,6 +14,11 @@ def test_every_flag_is_explained_with_its_default():
     rows = dict(re.findall(r"^\| `--(\w+)` \| (\S+) \|", README, re.MULTILINE))
     flags = dqn_cartpole.RUN_SETTINGS | dqn_cartpole.hyperparameters()
     assert rows == {name: "-" if default is None else str(default) for name, (_, default, *_) in flags.items()}
+
+
+def test_the_quick_command_line_is_the_one_that_is_timed(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tests" / "benchmarks")
+    assert f"    python dqn_cartpole.py {importlib.import_module('speed').QUICK}\n" in README
 
 
 def test_every_file_it_names_is_there():

@@ -1,21 +1,24 @@
-"""What each of the things that make a training step fast is worth: undo one, time the step, print Markdown.
+"""What each of the things that make the script fast is worth: undo one, time a step and the start, print Markdown.
 
     pip install -r requirements.txt -r tests/benchmarks/requirements.txt
     python tests/benchmarks/leads.py --rounds 5
 
-Each row is dqn_cartpole.py with one piece of its text replaced, run as in speed.py's row (a); the ratio to the
-script as it is is taken within a round.
+Each row is dqn_cartpole.py with one piece of its text replaced, run as in speed.py's row (a), with its --python; the
+ratio to the script as it is is taken within a round.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import sys
 
 import speed
 
 # What is undone, and the text that does it. A text that is not in the script any more is an error.
 LEADS: dict[str, list[tuple[str, str]]] = {
+    "search for garbage while importing": [("gc.disable()", "pass"), ("gc.freeze()", "pass")],
     "log everything with `self.log_dict` in every step": [
         (
             "        self.log_step(reward, done, loss, batch)\n",
@@ -55,7 +58,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=3000, help="training steps to time (default: %(default)s)")
+    parser.add_argument("--python", default=sys.executable, help="interpreter for the script (default: this one)")
     args = parser.parse_args()
+    speed.USER_PYTHON = os.path.abspath(args.python)
     source = speed.SOURCE.decode()
     variants = {"as it is": source}
     for name, replacements in LEADS.items():
@@ -66,16 +71,19 @@ def main() -> None:
             variants[name] = variants[name].replace(old, new)
     settings = speed.measure(speed.Job("defaults"))["settings"]
     times: dict[str, list[float]] = {name: [] for name in variants}
+    starts: dict[str, list[float]] = {name: [] for name in variants}
     for n in range(args.rounds):
         for name, text in variants.items():
             speed.SOURCE = text.encode()
             job = speed.Job("script", settings, skip=settings["eps_last_frame"], steps=args.steps)
-            times[name].append(speed.shown(f"round {n + 1}, {name}", speed.measure(job))["step"])
+            figures = speed.shown(f"round {n + 1}, {name}", speed.measure(job))
+            times[name].append(figures["step"])
+            starts[name].append(figures["start"])
     rows = []
     for name, found in times.items():
         ratio = statistics.median(time / base for time, base in zip(found, times["as it is"]))
-        rows.append([name, speed.spread(found), f"{ratio:.2f}"])
-    print(speed.table(("undone", "training step, ms", "ratio"), rows))
+        rows.append([name, speed.spread(found), f"{ratio:.2f}", speed.spread(starts[name])])
+    print(speed.table(("undone", "training step, ms", "ratio", "start to first step, s"), rows))
 
 
 if __name__ == "__main__":

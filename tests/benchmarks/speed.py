@@ -4,14 +4,15 @@
     python tests/benchmarks/speed.py --json speed.json            # everything: about an hour on two cores
     python tests/benchmarks/speed.py --only step                  # six minutes
     python tests/benchmarks/speed.py --only scale --rounds 3      # eight minutes
-    python tests/benchmarks/speed.py --only solved --seeds 10     # about half an hour, an hour at the most
+    python tests/benchmarks/speed.py --only solved                # about 20 minutes, 90 at the most
     python tests/benchmarks/speed.py --only processes --rounds 3  # four minutes
 
 Parts:
     step       time of a training step; start of the process to the end of its first training step; peak memory
     scale      time of a step, and (b)'s beside it, against replay capacity (filled), batch and hidden size; what
                share of (a)'s is neither the sample, nor `training_step`, nor the backward pass, nor Adam
-    solved     start of the process to the first validation at 195, beside rl-baselines3-zoo's two settings
+    solved     start of the process to the first validation at 195, of (a) at its defaults and at a command line that
+               was tuned for this, as rl-baselines3-zoo's settings are, beside its two settings for CartPole
     processes  environment steps a second, in all, of (a) in one process and in two
 
 Contenders:
@@ -19,6 +20,12 @@ Contenders:
     (b) the same work in a loop of PyTorch written by hand
     (c) the article's structure, ported to current packages and not otherwise changed
     (d) Stable-Baselines3's DQN with the same network, batch, buffer, warm start, epsilon, sync and update rate
+
+Stable-Baselines3 brings Matplotlib with it, which one of Lightning's packages imports wherever it is installed. So that
+(a) starts as it does for a user, run it from an environment of its own:
+
+    python -m venv user && user/bin/pip install -r requirements.txt
+    python tests/benchmarks/speed.py --python user/bin/python
 
 Every measurement is a process of its own, in a temporary folder and on a pseudo-terminal (so this needs Linux
 or macOS), one at a time. The contenders take turns within a round, and a ratio is taken within a round: what
@@ -64,10 +71,11 @@ from typing import Any, NoReturn
 
 SCRIPT = "dqn_cartpole.py"  # in the folder of each measurement: a copy of what it was at the start
 SOURCE = (Path(__file__).resolve().parents[2] / SCRIPT).read_bytes()
+USER_PYTHON = sys.executable  # what runs (a)
 PARTS = ("step", "scale", "solved", "processes")
 NAMES = {"script": "(a) dqn_cartpole.py", "bare": "(b) bare PyTorch loop", "article": "(c) the article's structure"}
 NAMES |= {"sb3": "(d) Stable-Baselines3 DQN", "gpu": "(a) with --gpus 1"}
-SOLVED = 195  # mean reward of greedy episodes
+SOLVED = 195  # mean reward of 20 greedy episodes
 SCALE: list[tuple[dict[str, int], int]] = [  # what differs from the defaults, and by what to divide --steps
     ({}, 1),
     ({"replay_size": 10**3}, 1),
@@ -79,6 +87,9 @@ SCALE: list[tuple[dict[str, int], int]] = [  # what differs from the defaults, a
     ({"hidden_size": 1024, "batch_size": 4096}, 15),
 ]
 PROCESSES: list[tuple[dict[str, int], int]] = [({}, 1), ({"hidden_size": 1024}, 2)]  # as in SCALE
+QUICK = (  # larger minibatches learn more from a step
+    "--batch_size 32 --sample_size 416 --replay_size 20000 --lr 1e-2 --eps_last_frame 200 --val_check_interval 260"
+)
 # CartPole-v1 in rl-baselines3-zoo's hyperparams/dqn.yml, today (as of commit 019107e) and before (ce95481).
 ZOO: dict[str, dict[str, Any]] = {
     "rl-baselines3-zoo, today": {
@@ -152,7 +163,7 @@ class Clock:
         elif step == self.job.skip + self.job.steps:
             seconds = time.monotonic() - self.begun - sum(self.validations)
             validation = statistics.fmean(self.validations) if self.validations else None
-            share = 1 - self.work / seconds if self.job.fill else None
+            share = 1 - self.work / seconds if self.work else None
             report(start=self.start, step=1000 * seconds / self.job.steps, validation=validation, share=share)
 
     @contextlib.contextmanager
@@ -485,7 +496,7 @@ def sb3(job: Job) -> None:
 
 
 def zoo(job: Job) -> None:
-    """Stable-Baselines3 until it is solved, validated as often as the script but, in its favour, on 20 episodes."""
+    """Stable-Baselines3 until it is solved, validated as often as the quick command line, and on as many episodes."""
     import gymnasium as gym
     import torch
     from stable_baselines3 import DQN
@@ -499,7 +510,7 @@ def zoo(job: Job) -> None:
         make_vec_env(make, n_envs=20, seed=job.seed),
         callback_on_new_best=StopTrainingOnRewardThreshold(SOLVED),
         n_eval_episodes=20,
-        eval_freq=job.settings["val_check_interval"],
+        eval_freq=260,  # at the former settings the network changes every 256 steps
         verbose=0,
     )
     torch.set_num_threads(1)
@@ -521,7 +532,8 @@ def measure(job: Job, limit: float | None = None) -> dict[str, Any]:
         terminal, end = pty.openpty()
         termios.tcsetwinsize(end, (24, 120))
         job.started = time.monotonic()
-        command = [sys.executable, str(Path(__file__).resolve()), "--job", json.dumps(asdict(job))]
+        python = USER_PYTHON if job.kind == "script" else sys.executable
+        command = [python, str(Path(__file__).resolve()), "--job", json.dumps(asdict(job))]
         process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=end, stderr=end)
         os.close(end)
         timer = threading.Timer(limit or threading.TIMEOUT_MAX, process.kill)
@@ -588,10 +600,13 @@ def processes(rounds: int, count: int, settings: dict[str, Any]) -> Iterable[dic
         yield results
 
 
-def solved(seeds: int, cap: float, settings: dict[str, Any]) -> Iterable[dict[str, Any]]:
+def solved(seeds: Sequence[int], cap: float, settings: dict[str, Any]) -> Iterable[dict[str, Any]]:
     """Measure who solves it first."""
-    for seed in range(seeds):
-        jobs = {NAMES["script"]: Job("script", settings, [f"--seed={seed}"])}
+    for seed in seeds:
+        jobs = {
+            "(a) at a command line tuned for this": Job("script", settings, [f"--seed={seed}", *QUICK.split()]),
+            "(a) at its defaults": Job("script", settings, [f"--seed={seed}"]),
+        }
         jobs |= {name: Job("zoo", settings, zoo=values, seed=seed) for name, values in ZOO.items()}
         yield {name: shown(f"solved, seed {seed}, {name}", measure(job, cap)) for name, job in jobs.items()}
 
@@ -658,7 +673,7 @@ def solved_table(seeds: Sequence[dict[str, Any]], cap: float) -> str:
             cells.append(("" if math.isfinite(value) else "under ") + f"{ratio:.2f}" if math.isfinite(ratio) else "-")
         steps = statistics.median(result[name].get("steps", math.inf) for result in seeds)
         rows.append([*cells, f"{steps:,.0f}" if math.isfinite(steps) else "-"])
-    titles = ("", "solved", "median, s", "(a)'s / this", "worst, s", "(a)'s / this", "median of environment steps")
+    titles = ("", "solved", "median, s", "first / this", "worst, s", "first / this", "median of environment steps")
     return table(titles, rows)
 
 
@@ -667,8 +682,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts (default: all)")
     parser.add_argument("--rounds", type=int, default=5, help="of step and scale (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=3000, help="training steps to time (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=10, help="of solved (default: %(default)s)")
+    parser.add_argument("--seeds", default="0-19", help="of solved, first-last (default: %(default)s)")
     parser.add_argument("--cap", type=float, default=120, help="seconds to be solved in (default: %(default)s)")
+    parser.add_argument("--python", default=sys.executable, help="interpreter for (a) (default: this one)")
     parser.add_argument("--json", type=Path, help="file for all that was measured")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -678,11 +694,15 @@ def main() -> None:
         if job.steps < sys.maxsize:
             raise RuntimeError("the run was over before all the steps were timed")
         report()  # it was not solved
-    if min(args.rounds, args.seeds) < 1 or args.steps < 15:
-        parser.error("--rounds and --seeds must be at least 1, --steps at least 15")
+    first, _, last = args.seeds.partition("-")
+    seeds = range(int(first), int(last or first) + 1)
+    if args.rounds < 1 or not seeds or args.steps < 15:
+        parser.error("--rounds must be at least 1, --steps at least 15, --seeds at least one")
     if not importlib.util.find_spec("stable_baselines3"):
         parser.error("first: pip install -r tests/benchmarks/requirements.txt")
 
+    global USER_PYTHON
+    USER_PYTHON = os.path.abspath(args.python)  # for each process starts in another folder
     found = measure(Job("defaults"))
     packages = ("torch", "pytorch-lightning", "gymnasium", "numpy", "stable-baselines3")
     machine = {"system": platform.platform(), "python": platform.python_version(), "cores": os.cpu_count()}
@@ -694,7 +714,7 @@ def main() -> None:
     parts = {
         "step": (steps(*at), step_table),
         "scale": (scales(*at), scale_table),
-        "solved": (solved(args.seeds, args.cap, found["settings"]), lambda results: solved_table(results, args.cap)),
+        "solved": (solved(seeds, args.cap, found["settings"]), lambda results: solved_table(results, args.cap)),
         "processes": (processes(args.rounds, args.steps, found["settings"]), processes_table),
     }
     for part in args.only:
