@@ -24,8 +24,8 @@ Contenders:
 Stable-Baselines3 brings Matplotlib with it, which one of Lightning's packages imports wherever it is installed. So that
 (a) starts as it does for a user, run it from an environment of its own:
 
-    python -m venv user && user/bin/pip install -r requirements.txt
-    python tests/benchmarks/speed.py --python user/bin/python
+    python -m venv .venv/user && .venv/user/bin/pip install -r requirements.txt
+    python tests/benchmarks/speed.py --python .venv/user/bin/python
 
 Every measurement is a process of its own, in a temporary folder and on a pseudo-terminal (so this needs Linux
 or macOS), one at a time. The contenders take turns within a round, and a ratio is taken within a round: what
@@ -203,7 +203,8 @@ def watch(module: Any, clock: Clock) -> None:
 def count_work(clock: Clock, module: Any, dataset: Any) -> None:
     """Let sampling, `training_step`, the backward pass and Adam tell the clock how long they work.
 
-    What is left of the time is Lightning's, and that of the bar, of checkpoints, and of what is done between epochs.
+    What is left of the time is Lightning's, and that of the bar, of checkpoints, of forgetting gradients, and of what is
+    done between epochs. Counting itself adds some microseconds to each step.
     """
     import torch
 
@@ -682,7 +683,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts (default: all)")
     parser.add_argument("--rounds", type=int, default=5, help="of step and scale (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=3000, help="training steps to time (default: %(default)s)")
-    parser.add_argument("--seeds", default="0-19", help="of solved, first-last (default: %(default)s)")
+    parser.add_argument("--seeds", default="0-19", help="of solved, first-last or one alone (default: %(default)s)")
     parser.add_argument("--cap", type=float, default=120, help="seconds to be solved in (default: %(default)s)")
     parser.add_argument("--python", default=sys.executable, help="interpreter for (a) (default: this one)")
     parser.add_argument("--json", type=Path, help="file for all that was measured")
