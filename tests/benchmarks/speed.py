@@ -203,8 +203,8 @@ def watch(module: Any, clock: Clock) -> None:
 def count_work(clock: Clock, module: Any, dataset: Any) -> None:
     """Let sampling, `training_step`, the backward pass and Adam tell the clock how long they work.
 
-    What is left of the time is Lightning's, and that of the bar, of checkpoints, of forgetting gradients, and of what is
-    done between epochs. Counting itself adds some microseconds to each step.
+    What is left of the time is Lightning's, and that of the bar, of checkpoints, of forgetting gradients, and of what
+    is done between epochs. Counting itself adds some microseconds to each step.
     """
     import torch
 
