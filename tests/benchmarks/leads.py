@@ -10,7 +10,6 @@ ratio to the script as it is is taken within a round.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 
@@ -60,7 +59,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000, help="training steps to time (default: %(default)s)")
     parser.add_argument("--python", default=sys.executable, help="interpreter for the script (default: this one)")
     args = parser.parse_args()
-    speed.USER_PYTHON = os.path.abspath(args.python)
+    speed.use_python(args.python)
     source = speed.SOURCE.decode()
     variants = {"as it is": source}
     for name, replacements in LEADS.items():

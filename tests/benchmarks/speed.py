@@ -54,6 +54,7 @@ import platform
 import pty
 import resource
 import runpy
+import shutil
 import statistics
 import subprocess
 import sys
@@ -62,7 +63,7 @@ import termios
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -87,9 +88,9 @@ SCALE: list[tuple[dict[str, int], int]] = [  # what differs from the defaults, a
     ({"hidden_size": 1024, "batch_size": 4096}, 15),
 ]
 PROCESSES: list[tuple[dict[str, int], int]] = [({}, 1), ({"hidden_size": 1024}, 2)]  # as in SCALE
-QUICK = (  # larger minibatches learn more from a step
-    "--batch_size 32 --sample_size 416 --replay_size 20000 --lr 1e-2 --eps_last_frame 200 --val_check_interval 260"
-)
+# What it solves CartPole soonest with. Larger minibatches learn more from a step.
+QUICK = {"batch_size": 32, "sample_size": 416, "replay_size": 20000, "lr": 1e-2, "eps_last_frame": 200}
+QUICK |= {"val_check_interval": 260}  # as often as the network changes at the zoo's former settings
 # CartPole-v1 in rl-baselines3-zoo's hyperparams/dqn.yml, today (as of commit 019107e) and before (ce95481).
 ZOO: dict[str, dict[str, Any]] = {
     "rl-baselines3-zoo, today": {
@@ -166,12 +167,17 @@ class Clock:
             share = 1 - self.work / seconds if self.work else None
             report(start=self.start, step=1000 * seconds / self.job.steps, validation=validation, share=share)
 
-    @contextlib.contextmanager
-    def working(self, sign: int = 1) -> Iterator[None]:
-        """Count the time spent in this context as work, or take it out again where the context around counts it."""
-        began = time.monotonic()
-        yield
-        self.work += sign * (time.monotonic() - began)
+    def counted(self, function: Callable[..., Any], sign: int = 1) -> Callable[..., Any]:
+        """The function, its time counted as work; or taken out again, where what calls it is counted."""
+
+        @functools.wraps(function)  # Lightning looks at the arguments
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            began = time.monotonic()
+            result = function(*args, **kwargs)
+            self.work += sign * (time.monotonic() - began)
+            return result
+
+        return timed
 
 
 def watch(module: Any, clock: Clock) -> None:
@@ -200,45 +206,21 @@ def watch(module: Any, clock: Clock) -> None:
     module.on_validation_start, module.on_validation_end = on_validation_start, on_validation_end
 
 
-def count_work(clock: Clock, module: Any, dataset: Any) -> None:
-    """Let sampling, `training_step`, the backward pass and Adam tell the clock how long they work.
+def count_work(module: Any, clock: Clock) -> None:
+    """Let the clock know how long the classes of the script and of PyTorch work: what is left is Lightning's.
 
-    What is left of the time is Lightning's, and that of the bar, of checkpoints, of forgetting gradients, and of what
-    is done between epochs. Counting itself adds some microseconds to each step.
+    (And that of the bar, of checkpoints, and of what is done between epochs.)
     """
     import torch
 
-    sample, training_step = dataset.__iter__, module.training_step
-    backward, step = torch.Tensor.backward, torch.optim.Adam.step
-
-    def counted_sample(self: Any) -> Iterator[Any]:
-        batches = sample(self)
-        while True:
-            with clock.working():
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch
-
-    @functools.wraps(training_step)
-    def counted_training_step(*args: Any) -> Any:
-        with clock.working():
-            return training_step(*args)
-
-    def counted_backward(*args: Any, **kwargs: Any) -> None:
-        with clock.working():
-            backward(*args, **kwargs)
-
-    def counted_step(self: Any, closure: Any) -> Any:
-        def uncounted() -> Any:  # Lightning calls the two above from in here, where they are counted already
-            with clock.working(-1):
-                return closure()
-
-        with clock.working():
-            return step(self, uncounted)
-
-    dataset.__iter__, module.training_step = counted_sample, counted_training_step
-    torch.Tensor.backward, torch.optim.Adam.step = counted_backward, counted_step  # type: ignore[assignment]
+    dataset = sys.modules[module.__module__].RLDataset
+    sample, adam = dataset.__iter__, clock.counted(torch.optim.Adam.step)
+    dataset.__iter__ = lambda self: iter(clock.counted(functools.partial(next, sample(self), None)), None)
+    module.training_step = clock.counted(module.training_step)
+    module.optimizer_zero_grad = clock.counted(module.optimizer_zero_grad)
+    torch.Tensor.backward = clock.counted(torch.Tensor.backward)  # type: ignore[method-assign]
+    # Lightning calls these from within the step of Adam, where they are counted already.
+    torch.optim.Adam.step = lambda self, closure: adam(self, clock.counted(closure, -1))  # type: ignore[method-assign]
 
 
 def fill(arrays: Sequence[Any], held: int) -> None:
@@ -271,7 +253,7 @@ def script(job: Job) -> None:
     def clocked_fit(trainer: pl.Trainer, model: Any, **kwargs: Any) -> None:
         clock = Clock(job)
         if job.fill:
-            count_work(clock, type(model), type(model.train_dataloader().dataset))
+            count_work(type(model), clock)
             fill(model.buffer.arrays, len(model.buffer))
             model.buffer.appended = model.buffer.capacity
         watch(type(model), clock)
@@ -497,7 +479,7 @@ def sb3(job: Job) -> None:
 
 
 def zoo(job: Job) -> None:
-    """Stable-Baselines3 until it is solved, validated as often as the quick command line, and on as many episodes."""
+    """Stable-Baselines3 until it is solved, validated as often as the script and, like there, in 20 environments."""
     import gymnasium as gym
     import torch
     from stable_baselines3 import DQN
@@ -511,7 +493,7 @@ def zoo(job: Job) -> None:
         make_vec_env(make, n_envs=20, seed=job.seed),
         callback_on_new_best=StopTrainingOnRewardThreshold(SOLVED),
         n_eval_episodes=20,
-        eval_freq=260,  # at the former settings the network changes every 256 steps
+        eval_freq=QUICK["val_check_interval"],
         verbose=0,
     )
     torch.set_num_threads(1)
@@ -520,6 +502,12 @@ def zoo(job: Job) -> None:
     model = DQN("MlpPolicy", make(), seed=job.seed, device="cpu", **settings).learn(steps, validate)
     if validate.best_mean_reward >= SOLVED:
         report(seconds=time.monotonic() - job.started, steps=model.num_timesteps)
+
+
+def use_python(python: str) -> None:
+    """Run (a) with this interpreter, wherever its process starts."""
+    global USER_PYTHON
+    USER_PYTHON = os.path.abspath(shutil.which(python) or python)
 
 
 def measure(job: Job, limit: float | None = None) -> dict[str, Any]:
@@ -558,6 +546,11 @@ def measure(job: Job, limit: float | None = None) -> dict[str, Any]:
     return {}
 
 
+def flags_of(changed: dict[str, Any]) -> list[str]:
+    """The flags of the script that change these settings."""
+    return [f"--{name}={value}" for name, value in changed.items()]
+
+
 def steps(rounds: int, count: int, settings: dict[str, Any], gpu: bool) -> Iterable[dict[str, Any]]:
     """Measure each contender at the defaults."""
     for n in range(rounds):
@@ -578,7 +571,7 @@ def scales(rounds: int, count: int, settings: dict[str, Any], gpu: bool) -> Iter
         changed |= {name: max(settings[name], sample) for name in ("replay_size", "warm_start_steps")} | sizes
         results: dict[str, Any] = {"settings": settings | changed}
         for kind in ["script", "bare"] + ["gpu"] * gpu:
-            flags = [f"--{name}={value}" for name, value in changed.items()] + ["--gpus=1"] * (kind == "gpu")
+            flags = flags_of(changed) + ["--gpus=1"] * (kind == "gpu")
             job = Job("bare" if kind == "bare" else "script", settings | changed, flags, fill=True)
             job.skip, job.steps = 300 // divisor, count // divisor
             title = f"scale, round {n + 1} of {rounds}, {sizes or 'defaults'}, {NAMES[kind]}"
@@ -592,7 +585,7 @@ def processes(rounds: int, count: int, settings: dict[str, Any]) -> Iterable[dic
         results: dict[str, Any] = {"settings": settings | sizes}
         for number in (1, 2):
             changed = {"eps_start": settings["eps_end"], "num_processes": number} | sizes
-            job = Job("script", settings | changed, [f"--{name}={value}" for name, value in changed.items()])
+            job = Job("script", settings | changed, flags_of(changed))
             job.skip, job.steps = 300 // divisor, count // divisor
             figures = measure(job)
             figures["rate"] = 1000 * number / figures["step"]
@@ -602,11 +595,12 @@ def processes(rounds: int, count: int, settings: dict[str, Any]) -> Iterable[dic
 
 
 def solved(seeds: Sequence[int], cap: float, settings: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    """Measure who solves it first."""
+    """Measure who solves it first; all are validated as often, on 20 episodes."""
+    often = {"val_check_interval": QUICK["val_check_interval"]}
     for seed in seeds:
         jobs = {
-            "(a) at a command line tuned for this": Job("script", settings, [f"--seed={seed}", *QUICK.split()]),
-            "(a) at its defaults": Job("script", settings, [f"--seed={seed}"]),
+            "(a) at a command line tuned for this": Job("script", settings, flags_of(QUICK | {"seed": seed})),
+            "(a) at its defaults": Job("script", settings, flags_of(often | {"seed": seed})),
         }
         jobs |= {name: Job("zoo", settings, zoo=values, seed=seed) for name, values in ZOO.items()}
         yield {name: shown(f"solved, seed {seed}, {name}", measure(job, cap)) for name, job in jobs.items()}
@@ -683,7 +677,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts (default: all)")
     parser.add_argument("--rounds", type=int, default=5, help="of step and scale (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=3000, help="training steps to time (default: %(default)s)")
-    parser.add_argument("--seeds", default="0-19", help="of solved, first-last or one alone (default: %(default)s)")
+    parser.add_argument("--seeds", default="0-19", help="of solved, as in learning.py (default: %(default)s)")
     parser.add_argument("--cap", type=float, default=120, help="seconds to be solved in (default: %(default)s)")
     parser.add_argument("--python", default=sys.executable, help="interpreter for (a) (default: this one)")
     parser.add_argument("--json", type=Path, help="file for all that was measured")
@@ -695,15 +689,13 @@ def main() -> None:
         if job.steps < sys.maxsize:
             raise RuntimeError("the run was over before all the steps were timed")
         report()  # it was not solved
-    first, _, last = args.seeds.partition("-")
-    seeds = range(int(first), int(last or first) + 1)
-    if args.rounds < 1 or not seeds or args.steps < 15:
-        parser.error("--rounds must be at least 1, --steps at least 15, --seeds at least one")
+    if args.rounds < 1 or args.steps < 15:
+        parser.error("--rounds must be at least 1, --steps at least 15")
     if not importlib.util.find_spec("stable_baselines3"):
         parser.error("first: pip install -r tests/benchmarks/requirements.txt")
+    from learning import seeds  # not in the processes that are timed, for it imports a good deal
 
-    global USER_PYTHON
-    USER_PYTHON = os.path.abspath(args.python)  # for each process starts in another folder
+    use_python(args.python)
     found = measure(Job("defaults"))
     packages = ("torch", "pytorch-lightning", "gymnasium", "numpy", "stable-baselines3")
     machine = {"system": platform.platform(), "python": platform.python_version(), "cores": os.cpu_count()}
@@ -715,7 +707,10 @@ def main() -> None:
     parts = {
         "step": (steps(*at), step_table),
         "scale": (scales(*at), scale_table),
-        "solved": (solved(seeds, args.cap, found["settings"]), lambda results: solved_table(results, args.cap)),
+        "solved": (
+            solved(seeds(args.seeds), args.cap, found["settings"]),
+            lambda results: solved_table(results, args.cap),
+        ),
         "processes": (processes(args.rounds, args.steps, found["settings"]), processes_table),
     }
     for part in args.only:
