@@ -10,7 +10,7 @@
 Parts:
     step       time of a training step; start of the process to the end of its first training step; peak memory
     scale      time of a step, and (b)'s beside it, against replay capacity (filled), batch and hidden size; what
-               share of (a)'s is neither the sample, nor `training_step`, nor the backward pass, nor Adam
+               share of (a)'s is Lightning's: neither sample, `training_step`, backward pass, Adam nor forgotten gradients
     solved     start of the process to the first validation at 195, of (a) at its defaults and at a command line that
                was tuned for this, as rl-baselines3-zoo's settings are, beside its two settings for CartPole
     processes  environment steps a second, in all, of (a) in one process and in two
@@ -668,7 +668,7 @@ def solved_table(seeds: Sequence[dict[str, Any]], cap: float) -> str:
             cells.append(("" if math.isfinite(value) else "under ") + f"{ratio:.2f}" if math.isfinite(ratio) else "-")
         steps = statistics.median(result[name].get("steps", math.inf) for result in seeds)
         rows.append([*cells, f"{steps:,.0f}" if math.isfinite(steps) else "-"])
-    titles = ("", "solved", "median, s", "defaults / this", "worst, s", "defaults / this", "median of environment steps")
+    titles = ("", "solved", "median, s", "defaults / this", "worst, s", "defaults / this", "environment steps, median")
     return table(titles, rows)
 
 
