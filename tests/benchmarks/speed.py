@@ -10,7 +10,8 @@
 Parts:
     step       time of a training step; start of the process to the end of its first training step; peak memory
     scale      time of a step, and (b)'s beside it, against replay capacity (filled), batch and hidden size; what
-               share of (a)'s is Lightning's: neither sample, `training_step`, backward pass, Adam nor forgotten gradients
+               share of (a)'s is Lightning's: not the sample, `training_step`, the backward pass, Adam, nor clearing
+               the gradients
     solved     start of the process to the first validation at 195, of (a) at its defaults and at a command line that
                was tuned for this, as rl-baselines3-zoo's settings are, beside its two settings for CartPole
     processes  environment steps a second, in all, of (a) in one process and in two
