@@ -461,7 +461,7 @@ class DQNLightning(pl.LightningModule):
     def test_step(self, seeds: torch.Tensor, batch_idx: int) -> None:
         """Play greedily; `test_reward` is the mean return, `test_reward_std` its standard deviation."""
         returns = self.play_episodes(seeds)
-        self.log_dict({"test_reward": returns.mean(), "test_reward_std": returns.std(correction=0)}, logger=False)
+        self.log_dict({"test_reward": returns.mean(), "test_reward_std": returns.std(correction=0)})
 
     @torch.inference_mode()
     def play_episodes(self, seeds: torch.Tensor) -> torch.Tensor:
@@ -870,6 +870,9 @@ def prepare(model: DQNLightning, args: argparse.Namespace) -> None:
         except BaseException as error:
             name_episode(error, model.agent)
             raise
+        if len(model.buffer) < args.sample_size:  # a time limit cuts episodes before they have n_step rewards
+            few = f"with --n_step {args.n_step} makes {len(model.buffer)} experiences, fewer than --sample_size"
+            raise UsageError(f"--warm_start_steps {args.warm_start_steps}: {few} ({args.sample_size}); give more")
         return
     try:
         model.load_state_dict(args.checkpoint["state_dict"])

@@ -29,7 +29,7 @@ ENVIRONMENTS = {
 @pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_environment_trains_and_tests_by_its_name_alone(env):
     torch.manual_seed(0)
-    model = DQNLightning(env=env, warm_start_steps=200)
+    model = DQNLightning(env=env, warm_start_steps=200, n_step=1)
     before = model.net.state_dict()["net.0.weight"].clone()
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -52,11 +52,10 @@ def test_environment_trains_and_tests_by_its_name_alone(env):
 @pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_sizes_cap_and_threshold_are_the_environments_own(env):
     obs_size, n_actions, cap, threshold = ENVIRONMENTS[env]
-    model = DQNLightning(env=env, warm_start_steps=200)
-    state = model.buffer.sample(1)[0]
-    assert state.shape == (1, obs_size)
-    assert model(torch.as_tensor(state)).shape == (1, n_actions)
-    assert (model.max_episode_steps, model.reward_threshold) == (cap, threshold)
+    model = DQNLightning(env=env)
+    assert model.agent.state.shape == (obs_size,)
+    assert model(torch.as_tensor(model.agent.state).unsqueeze(0)).shape == (1, n_actions)
+    assert (model.env.spec.max_episode_steps, model.env.spec.reward_threshold) == (cap, threshold)
 
 
 @pytest.mark.parametrize(("given", "steps"), [(None, 200), (30, 30), (250, 250)])
@@ -70,7 +69,7 @@ def test_episode_length_overrides_the_environments_cap(given, steps):
 
 
 def test_episode_length_cuts_validation_episodes_too():
-    model = DQNLightning(env="MountainCar-v0", episode_length=25, warm_start_steps=200)
+    model = DQNLightning(env="MountainCar-v0", episode_length=25)
     assert model.play_episodes(torch.arange(4)).tolist() == [-25.0] * 4
 
 
@@ -115,24 +114,51 @@ def register():
         del gym.registry[env]
 
 
-@pytest.mark.parametrize(("env_class", "obs_size"), [(Endless, 90), (DictObservations, 7)])
-def test_pictures_and_dictionaries_are_flattened(register, env_class, obs_size):
-    model = DQNLightning(env=register(env_class), warm_start_steps=200)
-    states = model.buffer.sample(10)[0]
-    assert states.shape == (10, obs_size)
+@pytest.mark.parametrize(
+    ("env_class", "shape", "dtype"), [(Endless, (5, 6, 3), "uint8"), (DictObservations, (7,), "float32")]
+)
+def test_pictures_keep_their_shape_and_dictionaries_are_flattened(register, env_class, shape, dtype):
+    model = DQNLightning(env=register(env_class))
+    model.populate(200)
+    states = model.buffer.sample(10).state
+    assert (states.shape, states.dtype) == ((10, *shape), dtype)
     assert model(torch.as_tensor(states)).shape == (10, 2)
 
 
+class HomeMade(gym.Env):
+    """Integers from `reset`, floats from `step`, and always in the same array, which is changed in place."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.array = np.zeros(2, np.float64)
+        return [0, 0], {}
+
+    def step(self, action):
+        self.array += 0.5
+        return self.array, 1.0, False, self.array[0] == 5, {}
+
+
+def test_what_a_home_made_environment_returns_is_copied_as_its_space_says(register):
+    model = DQNLightning(env=register(HomeMade), n_step=1)
+    model.populate(200)
+    sample = model.buffer.sample(200)
+    assert sample.state.dtype == np.float32
+    assert (sample.new_state == sample.state + 0.5).all()
+    assert set(sample.state[:, 0]) == {n / 2 for n in range(10)}
+
+
 def test_validation_ends_where_the_environment_never_does(register):
-    model = DQNLightning(env=register(Endless), warm_start_steps=200)
+    model = DQNLightning(env=register(Endless))
     returns = model.play_episodes(torch.arange(2))
     assert 0 < returns[0] == returns[1] <= 10_000
 
 
 def test_threshold_and_cap_come_from_the_registration(register):
     env = register(Endless, max_episode_steps=17, reward_threshold=16.5)
-    model = DQNLightning(env=env, warm_start_steps=200)
-    assert model.reward_threshold == 16.5
+    model = DQNLightning(env=env)
+    assert model.env.spec.reward_threshold == 16.5
     assert model.play_episodes(torch.arange(2)).tolist() == [17.0, 17.0]
 
 

@@ -9,13 +9,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from helpers import same_tensors
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 from torch.utils.data import DataLoader
 
-from dqn_cartpole import DQN, Agent, DQNLightning, Experience, ReplayBuffer, RLDataset, UsageError, make_env
+from dqn_cartpole import DQN, Agent, DQNLightning, Experience, NStepBuffer, ReplayBuffer, RLDataset, make_env
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
 
@@ -33,9 +33,19 @@ def filled(capacity: int, count: int) -> ReplayBuffer:
 
 
 def small_model(**keywords) -> DQNLightning:
+    """A model with an experience for each of 200 random steps."""
     torch.manual_seed(0)
-    small = {"warm_start_steps": 200, "replay_size": 300, "sample_size": 160, "batch_size": 16}
-    return DQNLightning(**small | keywords)
+    small = {"warm_start_steps": 200, "replay_size": 300, "sample_size": 160, "batch_size": 16, "n_step": 1}
+    model = DQNLightning(**small | keywords)
+    model.populate(200)
+    return model
+
+
+class Recorder(list):
+    """Stands in for a replay buffer and keeps every experience in order."""
+
+    def begin_episode(self) -> None:
+        pass
 
 
 def fit(model: DQNLightning, max_epochs: int, *callbacks: pl.Callback) -> pl.Trainer:
@@ -230,6 +240,51 @@ def test_minibatches_can_be_collated_by_the_loader_or_sliced_by_the_dataset(slic
     assert len({reward for batch in batches for reward in batch[2].tolist()}) == 200
 
 
+@pytest.mark.parametrize(("sample_size", "batch_size", "length"), [(200, 16, 13), (200, 20, 10), (7, None, 7)])
+def test_dataset_knows_its_length(sample_size, batch_size, length):
+    dataset = RLDataset(filled(300, 300), sample_size, batch_size)
+    assert len(dataset) == len(list(dataset)) == length
+
+
+# Experiences of several steps
+
+ENDINGS = st.lists(st.tuples(st.integers(1, 8), st.booleans()), min_size=1, max_size=8)
+
+
+@settings(deadline=None)
+@given(n_step=st.sampled_from([1, 2, 3, 5]), episodes=ENDINGS)
+@example(n_step=3, episodes=[(2, True), (2, False), (6, True), (6, False)])
+def test_n_step_experiences_are_what_a_plain_computation_gives(n_step, episodes):
+    """Each episode has a number of steps, and is terminated or cut by a time limit."""
+    buffer, gamma, expected, i = NStepBuffer(1000, n_step, gamma=0.9), 0.9, [], 0
+    for steps, terminated in episodes:
+        buffer.begin_episode()
+        played = [experience(i + k)._replace(done=terminated and k == steps - 1) for k in range(steps)]
+        i += steps
+        for first in range(steps):
+            span = played[first : first + n_step]
+            if len(span) == n_step or terminated:
+                rewards = sum(gamma**k * step.reward for k, step in enumerate(span))
+                expected.append((span[0].state[0], span[0].action, rewards, span[-1].done, span[-1].new_state[0]))
+        for step in played:
+            buffer.append(step)
+    assert len(buffer) == len(expected)
+    if expected:
+        states, actions, rewards, dones, new_states = (array[: len(expected)] for array in buffer.arrays)
+        stored = zip(states[:, 0], actions, rewards, dones, new_states[:, 0])
+        for ours, theirs in zip(stored, expected):
+            assert ours == pytest.approx(theirs)
+
+
+def test_agent_tells_the_buffer_where_an_episode_begins():
+    buffer = NStepBuffer(1000, 4, 0.9)
+    agent = Agent(make_env("MountainCar-v0", 10), buffer, seed=0)  # every episode is cut after ten steps
+    for _ in range(50):
+        agent.play_step(FixedQ(0.0, 0.0, 1.0))
+    assert len(buffer) == 5 * 7
+    assert set(buffer.arrays.reward[:35].round(3)) == {np.float32(-3.439)}
+
+
 # The agent
 
 
@@ -250,7 +305,7 @@ def test_agent_explores_with_probability_epsilon(epsilon):
 
 
 def test_agent_stores_every_step_it_plays():
-    experiences: list[Experience] = []
+    experiences = Recorder()
     agent = Agent(make_env("CartPole-v0"), experiences, seed=0)
     before = agent.state
     reward, done = agent.play_step(FixedQ(0.0, 1.0))
@@ -263,7 +318,7 @@ def test_agent_stores_every_step_it_plays():
 
 
 def test_a_fall_is_terminal():
-    experiences: list[Experience] = []
+    experiences = Recorder()
     agent = Agent(make_env("CartPole-v0"), experiences, seed=0)
     while not agent.play_step(FixedQ(0.0, 1.0))[1]:  # always to the right: falls after about ten steps
         pass
@@ -274,7 +329,7 @@ def test_a_fall_is_terminal():
 
 
 def test_time_limit_still_bootstraps():
-    experiences: list[Experience] = []
+    experiences = Recorder()
     agent = Agent(make_env("MountainCar-v0", 30), experiences, seed=0)  # nobody is on the hill in 30 steps
     over = [agent.play_step(FixedQ(0.0, 0.0, 1.0))[1] for _ in range(60)]
     assert over == ([False] * 29 + [True]) * 2  # over for the agent
@@ -316,18 +371,30 @@ def batch_of(model: DQNLightning, size: int = 200) -> list[torch.Tensor]:
     return [torch.as_tensor(array) for array in model.buffer.sample(size)]
 
 
+@pytest.mark.parametrize("n_step", [1, 3])
 @pytest.mark.parametrize("double_dqn", [False, True])
-def test_loss_is_the_bellman_error(double_dqn):
-    model = with_other_target(small_model(double_dqn=double_dqn, gamma=0.9))
-    batch = batch_of(model)
+def test_loss_is_the_bellman_error(double_dqn, n_step):
+    model = with_other_target(small_model(double_dqn=double_dqn, gamma=0.9, n_step=n_step))
+    batch = batch_of(model, 150)
     states, actions, rewards, dones, new_states = (tensor.double().numpy() for tensor in batch)
     assert 0 < dones.sum() < len(dones)
     rows = np.arange(len(rewards))
     next_q = numpy_q(model.target_net, new_states)
     next_action = (numpy_q(model.net, new_states) if double_dqn else next_q).argmax(1)
-    target = rewards + 0.9 * (1 - dones) * next_q[rows, next_action]
+    target = rewards + 0.9**n_step * (1 - dones) * next_q[rows, next_action]
     error = numpy_q(model.net, states)[rows, actions.astype(int)] - target
     assert model.dqn_mse_loss(batch).item() == pytest.approx((error**2).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("clip", [1.0, 1.2])
+def test_errors_beyond_clip_error_count_linearly(clip):
+    model = with_other_target(small_model(clip_error=clip, gamma=0.9))
+    states, actions, rewards, dones, new_states = batch = batch_of(model)
+    targets = rewards + 0.9 * ~dones * model.target_net(new_states).amax(1)
+    error = (model.net(states)[torch.arange(200), actions] - targets).abs().detach().numpy()
+    assert 0 < (error > clip).sum() < 200
+    expected = np.where(error <= clip, error**2 / 2, clip * (error - clip / 2)).mean()
+    assert model.dqn_mse_loss(batch).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_double_dqn_differs_from_dqn_here():
@@ -368,8 +435,18 @@ def test_gradient_flows_through_the_chosen_q_value_only(double_dqn):
 def test_default_agent_needs_no_arguments():
     model = DQNLightning()
     assert model.env.spec.id == "CartPole-v0"
-    assert len(model.buffer) == 1000
     assert model(torch.zeros(3, 4)).shape == (3, 2)
+
+
+def test_environment_can_be_given_without_its_name():
+    assert DQNLightning("CartPole-v1").env.spec.max_episode_steps == 500
+
+
+def test_training_begins_after_a_warm_start():
+    model = DQNLightning(n_step=1)
+    assert len(model.buffer) == 0
+    fit(model, 1)
+    assert len(model.buffer) == 1000 + 13
 
 
 def test_target_network_starts_as_a_copy():
@@ -389,11 +466,6 @@ def test_populate_plays_at_random():
 def test_hyperparameters_are_saved():
     assert small_model(lr=0.5).hparams.lr == 0.5
     assert small_model().hparams.gamma == 0.99
-
-
-def test_bad_hyperparameters_raise_in_a_program_too():
-    with pytest.raises(UsageError, match=r"gamma.*1\.5"):
-        DQNLightning(gamma=1.5)
 
 
 def test_optimizer_is_adam_on_the_network_alone():
@@ -468,6 +540,18 @@ def test_learning_rate_falls_over_the_whole_run_as_scheduled(schedule, epochs):
     assert min(rates.lr) > 0
 
 
+@pytest.mark.parametrize("limits", [{"max_epochs": 10}, {"max_epochs": -1, "max_steps": 100}])
+def test_learning_rate_falls_as_well_where_the_trainer_counts_steps(limits):
+    rates = LearningRates()
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(
+        accelerator="cpu", limit_val_batches=0, callbacks=[rates], enable_model_summary=False, **limits, **quiet
+    )
+    trainer.fit(small_model(lr=0.01, lr_schedule="linear"))
+    assert trainer.global_step == 100
+    assert rates.lr == pytest.approx([0.01 * (1 - epoch / 10) for epoch in range(10)])
+
+
 # Validation and test
 
 
@@ -528,8 +612,7 @@ def test_validation_test_and_training_episodes_are_seeded_apart():
     assert not env.seeds & (validation | test | {None})
 
 
-@pytest.mark.parametrize("wrong", [{"gamma": None}, {"batch_size": 16.5}, {"lr_schedule": None}])
-def test_a_value_of_another_kind_is_refused_in_python_too(wrong):
-    (name,) = wrong
-    with pytest.raises(UsageError, match=f"--{name}"):
-        DQNLightning(**wrong)
+def test_a_plain_trainer_tests_the_agent():
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    (result,) = pl.Trainer(accelerator="cpu", **quiet).test(small_model(), verbose=False)
+    assert 0 < result["test_reward"] <= 200
