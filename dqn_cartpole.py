@@ -607,8 +607,9 @@ class Checkpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: DQNLightning) -> None:
         reward, names = trainer.callback_metrics.get("val_reward", torch.tensor(0.0)), []
-        if not all(number.isfinite().all() for number in (reward, *module.net.parameters())):
-            where = f"a weight or val_reward is not finite at step {trainer.global_step}"
+        moments = [moment for state in trainer.optimizers[0].state.values() for moment in state.values()]
+        if not all(number.isfinite().all() for number in (reward, *module.net.parameters(), *moments)):
+            where = f"val_reward, a weight or its gradient is not finite at step {trainer.global_step}"
             raise FloatingPointError(f"{where}; try a lower --lr, or --grad_clip 10")
         validated = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
         if validated and reward >= self.best_reward:  # of equals the latest, which is from the lowest learning rate
@@ -655,6 +656,8 @@ class Checkpoints(Checkpoint):
         """Restore it. From a checkpoint come numbers and tensors; no path that it may name is used."""
         if not trainer.training:  # to play, the weights are enough
             return
+        if checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] != checkpoint["epoch"] + 1:
+            raise ValueError("its counts of epochs contradict each other")
         states = checkpoint["optimizer_states"][0]["state"].values()
         for weight, state in zip(module.net.parameters(), states, strict=True):
             if any(moment.ndim and moment.shape != weight.shape for moment in state.values()):
@@ -707,6 +710,8 @@ def film(model: DQNLightning) -> bytes:
     """An animated GIF of the agent playing; empty, after a word of why, where the environment cannot be drawn."""
     gif = io.BytesIO()
     try:
+        if "rgb_array" not in model.env.metadata.get("render_modes", ()):
+            raise ValueError("the environment has no render mode rgb_array")
         first, *others = list(play(model, "rgb_array"))[::2]
         pause = 2000 / (model.env.metadata.get("render_fps") or 30)  # milliseconds, for every other picture is shown
         first.save(gif, "GIF", save_all=True, append_images=others, duration=pause, loop=0)
@@ -794,10 +799,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     dqn = list(inspect.signature(DQNLightning).parameters)
     try:
         if path := newest_checkpoint() if args.resume == Path() else args.resume or args.test:
-            checkpoint = read_checkpoint(path)
+            source = f"--{'resume' if args.resume else 'test'} {path}"
+            checkpoint = read_checkpoint(path, source)
             saved = checkpoint["hyper_parameters"]
             if ":" in str(saved.get("env")) and args.env != saved["env"]:
-                raise UsageError(f"{path}: its environment imports a module; if you trust it, add --env {saved['env']}")
+                raise UsageError(
+                    f"{source}: its environment imports a module; if you trust it, add --env {saved['env']}"
+                )
             kept = {name: saved[name] for name in (*KEPT, *dqn) if saved.get(name) not in (None, False)}
             words = [f"--{name}" if value is True else f"--{name}={value}" for name, value in kept.items()]
             trained, args = parser.parse_args(words), parser.parse_args([*words, *argv])
@@ -825,7 +833,7 @@ def newest_checkpoint() -> Path:
     return path
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, source: str) -> dict[str, Any]:
     """Load a checkpoint from whomever it comes: code that it carries does not run, and damage is noticed."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -838,7 +846,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         problem = f"cannot be read ({error.strerror})"
     except Exception as error:  # whatever a damaged file does to the readers
         problem = f"damaged, with code in it, or not a checkpoint of this script ({type(error).__name__})"
-    raise UsageError(f"{path}: {problem}; give a checkpoint of lightning_logs/version_N/checkpoints")
+    raise UsageError(f"{source}: {problem}; give a checkpoint of lightning_logs/version_N/checkpoints")
 
 
 def check_devices(args: argparse.Namespace) -> None:
@@ -876,6 +884,7 @@ def prepare(model: DQNLightning, args: argparse.Namespace) -> None:
         return
     try:
         model.load_state_dict(args.checkpoint["state_dict"])
+        trained, processes = args.checkpoint["epoch"] + 1, args.resume and len(args.checkpoint["dqn"])
         if args.resume and not rank_zero_only.rank:
             rehearsal = pl.Trainer(
                 accelerator="cpu",
@@ -889,11 +898,12 @@ def prepare(model: DQNLightning, args: argparse.Namespace) -> None:
             )
             rehearsal.fit(model, ckpt_path=args.resume, weights_only=True)
     except Exception as error:  # whatever an ill-fitting checkpoint does to those who read it
-        raise UsageError(f"{args.resume or args.test}: does not fit: {one_line(error)}") from None
-    if args.resume and args.max_epochs <= args.checkpoint["epoch"]:
-        raise UsageError(f"--max_epochs {args.max_epochs}: {args.resume} has trained as many already")
-    if args.resume and len(args.checkpoint["dqn"]) != args.processes:
-        raise UsageError(f"--resume {args.resume}: has to go on in {len(args.checkpoint['dqn'])} processes, as before")
+        source = f"--resume {args.resume}" if args.resume else f"--test {args.test}"
+        raise UsageError(f"{source}: does not fit: {one_line(error)}") from None
+    if args.resume and args.max_epochs < trained:
+        raise UsageError(f"--max_epochs {args.max_epochs}: {args.resume} has trained {trained} already")
+    if args.resume and processes != args.processes:
+        raise UsageError(f"--resume {args.resume}: has to go on in {processes} processes, as before")
 
 
 @contextlib.contextmanager
@@ -1011,7 +1021,8 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     for name in ("stdout", "stderr"):  # one may be closed, or not know all the letters of a path
         stream = getattr(sys, name) or Path(os.devnull).open("w")  # noqa: SIM115
-        stream.reconfigure(errors="backslashreplace")
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, stream)
     try:
         main(parse_args())

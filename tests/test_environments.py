@@ -147,6 +147,7 @@ def test_what_a_home_made_environment_returns_is_copied_as_its_space_says(regist
     assert sample.state.dtype == np.float32
     assert (sample.new_state == sample.state + 0.5).all()
     assert set(sample.state[:, 0]) == {n / 2 for n in range(10)}
+    assert model.play_episodes(torch.arange(2)).tolist() == [10.0, 10.0]
 
 
 def test_validation_ends_where_the_environment_never_does(register):

@@ -10,6 +10,7 @@ Every run is a process of its own, in a folder of its own, of the script as it w
 
 Steps to solved is the step of the first validation at or above the environment's reward threshold. In the
 medians and worst cases a seed that was never solved, or crashed, counts as worse than any that was not.
+The last 20 training episodes are the mean of the last 20 points of `total_reward`: where its curve ends.
 The exit code is 1 if a seed crashed.
 """
 
@@ -37,6 +38,8 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 SCRIPT = Path(__file__).resolve().parents[2] / "dqn_cartpole.py"
+LAST_EPISODES = 20
+TRAINING = f"last {LAST_EPISODES} training episodes"
 TEST_LINE = re.compile(r"^test_reward: (\S+) \+/- (\S+) over \d+ episodes$", re.MULTILINE)
 
 
@@ -51,12 +54,13 @@ class Result:
     steps: int | None = None  # to the first validation at or above the threshold
     best: tuple[float, float] | None = None  # test of the best checkpoint
     last: tuple[float, float] | None = None  # test of the last weights
+    training: float | None = None  # mean return of the last training episodes
     seconds: float | None = None  # that the training command took
 
     def __str__(self) -> str:
         return self.crash or (
             f"solved at {number(self.steps, 'no step')}, best {mean(self.best)}, last {mean(self.last)},"
-            f" {number(self.seconds)} s"
+            f" last training episodes {number(self.training)}, {number(self.seconds)} s"
         )
 
 
@@ -85,6 +89,8 @@ def train(script: Path, folder: Path, args: Sequence[str], seed: int, threshold:
         if hparams["env"].startswith("CartPole"):  # a reward of 1 a step, so the cap is the most there is
             result.maximum = hparams["episode_length"] or spec.max_episode_steps
         events = EventAccumulator(str(logs), size_guidance={"scalars": 0}).Reload()  # 0 is all of them
+        if returns := [point.value for point in events.Scalars("total_reward")[-LAST_EPISODES:]]:
+            result.training = statistics.fmean(returns)
         points = events.Scalars("val_reward")
         if result.threshold is not None:
             result.steps = next((point.step + 1 for point in points if point.value >= result.threshold), None)
@@ -108,9 +114,9 @@ def row(*cells: str) -> str:
 
 
 def summary(results: Sequence[Result]) -> tuple[str, list[str], list[str]]:
-    """How many seeds were solved, then the medians and the worst of steps, best, last and seconds."""
+    """How many seeds were solved, then the medians and the worst of steps, best, last, training and seconds."""
     medians, worst = [], []
-    for name, sign in (("steps", 1), ("best", -1), ("last", -1), ("seconds", 1)):
+    for name, sign in (("steps", 1), ("best", -1), ("last", -1), ("training", -1), ("seconds", 1)):
         found = [None if r.crash else getattr(r, name) for r in results]
         # Less is better, so a reward changes its sign; what a seed did not get to is infinitely bad.
         values = [math.inf if v is None else sign * (v[0] if isinstance(v, tuple) else v) for v in found]
@@ -126,10 +132,12 @@ def summary(results: Sequence[Result]) -> tuple[str, list[str], list[str]]:
 
 def seed_table(results: Sequence[Result]) -> str:
     """A row for each seed, then the medians, the worst, and how many are at the threshold and the maximum."""
-    lines = [row("seed", "solved", "steps to solved", "best test", "last test", "seconds"), "|---" * 6 + "|"]
+    titles = ("seed", "solved", "steps to solved", "best test", "last test", TRAINING, "seconds")
+    lines = [row(*titles), "|---" * len(titles) + "|"]
     for r in results:
         solved = r.crash or ("yes" if r.steps is not None else "no" if r.threshold is not None else "no threshold")
-        lines.append(row(str(r.seed), solved, number(r.steps), mean(r.best), mean(r.last), number(r.seconds)))
+        tests = (mean(r.best), mean(r.last), number(r.training))
+        lines.append(row(str(r.seed), solved, number(r.steps), *tests, number(r.seconds)))
     solved, medians, worst = summary(results)
     lines += [row("median", solved, *medians), row("worst", "", *worst)]
     for name, word in (("threshold", "at least"), ("maximum", "exactly")):
@@ -140,7 +148,7 @@ def seed_table(results: Sequence[Result]) -> str:
                 sum(t is not None and t[0] >= limit and (name == "threshold" or t[1] == 0) for t in column)
                 for column in tests
             ]
-            lines.append(row(f"{word} {limit:g}", "", "", *(f"{n} of {len(results)}" for n in counts), ""))
+            lines.append(row(f"{word} {limit:g}", "", "", *(f"{n} of {len(results)}" for n in counts), "", ""))
     return "\n".join(lines)
 
 
@@ -194,13 +202,14 @@ def main() -> int:
             }
             if args.table:
                 titles = ("steps to solved", "best test", "last test")
-                print(row("", "solved", *(f"{title}: median, worst" for title in titles), "seconds: median"))
-                print("|---" * 6 + "|", flush=True)
+                alone = (f"{TRAINING}: median", "seconds: median")
+                print(row("", "solved", *(f"{title}: median, worst" for title in titles), *alone))
+                print("|---" * 7 + "|", flush=True)
             for name, own in commands.items():
                 results = [future.result() for future in futures[name]]
                 solved, medians, worst = summary(results)
                 pairs = (f"{median}, {least}" for median, least in zip(medians[:3], worst))
-                print(row(name, solved, *pairs, medians[3]) if args.table else seed_table(results), flush=True)
+                print(row(name, solved, *pairs, *medians[3:]) if args.table else seed_table(results), flush=True)
                 report.append({"name": name, "args": [*args.args, *own], "results": [*map(asdict, results)]})
                 if args.json:
                     args.json.write_text(json.dumps(report, indent=1) + "\n")
