@@ -132,7 +132,7 @@ class HomeMade(gym.Env):
     action_space = gym.spaces.Discrete(2)
 
     def reset(self, *, seed=None, options=None):
-        self.array = np.zeros(2, np.float64)
+        self.array = np.zeros(2, self.observation_space.dtype)
         return [0, 0], {}
 
     def step(self, action):
@@ -140,8 +140,13 @@ class HomeMade(gym.Env):
         return self.array, 1.0, False, self.array[0] == 5, {}
 
 
-def test_what_a_home_made_environment_returns_is_copied_as_its_space_says(register):
-    model = DQNLightning(env=register(HomeMade), n_step=1)
+class HomeMadeFloat32(HomeMade):
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+
+
+@pytest.mark.parametrize("env_class", [HomeMade, HomeMadeFloat32])
+def test_what_a_home_made_environment_returns_is_copied_as_float32(register, env_class):
+    model = DQNLightning(env=register(env_class), n_step=1)
     model.populate(200)
     sample = model.buffer.sample(200)
     assert sample.state.dtype == np.float32

@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections import Counter, deque
+from copy import deepcopy
 
 import gymnasium as gym
 import numpy as np
@@ -351,6 +352,30 @@ def test_episodes_differ_and_the_seed_decides_them():
     a, b, c = map(first_states, (1, 1, 2))
     assert a == b
     assert len({tuple(state) for state in a + c}) == 6
+
+
+def test_same_seed_same_exploration():
+    def actions(seed: int) -> list[int]:
+        agent = Agent(make_env("CartPole-v0"), ReplayBuffer(10), seed)
+        return [agent.get_action(FixedQ(0.0, 1.0), 0.8, "cpu") for _ in range(50)]
+
+    assert actions(1) == actions(1) != actions(2)
+
+
+def test_agent_and_buffer_go_on_where_their_saved_state_stood():
+    def play(agent: Agent, steps: int) -> list[list[float]]:
+        for _ in range(steps):
+            agent.play_step(FixedQ(0.0, 1.0), 0.8)
+        return [array.tolist() for array in agent.replay_buffer.sample(20)]
+
+    first, second = (Agent(make_env("CartPole-v0"), NStepBuffer(100, 3, 0.9, seed), seed) for seed in (1, 2))
+    play(first, 60)
+    assert first.actions  # in the middle of an episode
+    agent_state, buffer_state = first.state_dict(), deepcopy(first.replay_buffer.state_dict())
+    goes_on = play(first, 60)
+    second.load_state_dict(agent_state)
+    second.replay_buffer.load_state_dict(buffer_state)
+    assert play(second, 60) == goes_on
 
 
 # The loss

@@ -106,11 +106,6 @@ def contents(folder: Path) -> dict[Path, bytes | None]:
     return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
-def score(checkpoint: dict) -> float:
-    state = checkpoint["callbacks"]["Checkpoints"]
-    return float(state["best_model_score"])
-
-
 def assert_same_run(a: Path, b: Path) -> None:
     """The runs in two folders ended in the same state, have the same best checkpoint and show the same curves."""
     ours, theirs = load(last_of(a)), load(last_of(b))
@@ -119,10 +114,9 @@ def assert_same_run(a: Path, b: Path) -> None:
         assert same(ours[entry], theirs[entry]), entry
     assert len(ours["dqn"]) == len(theirs["dqn"]) >= 1
     for our, their in zip(ours["dqn"], theirs["dqn"]):
-        assert our.keys() == their.keys() >= {"buffer", "agent", "score", "torch_rng"}
+        assert our.keys() == their.keys() >= {"buffer", "agent", "returns", "best_reward", "torch_rng"}
         for entry in our:
             assert same(our[entry], their[entry]), entry
-    assert score(ours) == score(theirs)
     assert same(*(load(last_of(folder).with_name("best.ckpt"))["state_dict"] for folder in (a, b)))
     curves = scalars(version_of(a))
     for curve in CURVES:
@@ -174,7 +168,7 @@ def kill_and_resume(flags: str, folder: Path, kills: list[tuple[int, float]]) ->
         killed += 1
     code, _, errors = run("--resume", folder)
     assert code == 0, errors
-    assert os.listdir(folder / "lightning_logs") == ["version_0"]
+    assert len(list(folder.glob("lightning_logs/version_*"))) == 1
     return killed
 
 
@@ -187,6 +181,120 @@ def test_run_killed_at_random_moments_and_resumed_equals_the_run_never_killed(tm
     folder.mkdir()
     assert kill_and_resume(LONG, folder, kills) >= 2, kills  # a very fast machine may be done before the last
     assert_same_run(folder, long_run[0])
+
+
+KINDS = {
+    "one step": "--n_step 1",
+    "three steps and double DQN": "--n_step 3 --double_dqn",
+    "a Tuple space": "--env Blackjack-v1 --n_step 3 --episode_length 100",
+    "a renamed folder": "",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_run_resumes_exactly(kind, tmp_path):
+    flags = f"{SHORT} {KINDS[kind]} --max_epochs 120"
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    straight.mkdir()
+    killed.mkdir()
+    code, _, errors = run(flags, straight)
+    assert code == 0, errors
+    process = start(flags, killed)
+    wait_for_changes(last_of(killed), 1, process)
+    process.kill()
+    finish(process, killed)
+    last = last_of(killed)
+    if kind == "a renamed folder":
+        version_of(killed).rename(killed / "lightning_logs" / "mine")
+        last = killed / "lightning_logs" / "mine" / "checkpoints" / "last.ckpt"
+    code, _, errors = run(f"--resume {last.relative_to(killed)}", killed)
+    assert code == 0, errors
+    if kind == "a renamed folder":
+        (killed / "lightning_logs" / "mine").rename(version_of(killed))
+    assert_same_run(killed, straight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", range(20))
+def test_a_random_kill_of_a_random_kind_leaves_no_trace(kill, tmp_path):
+    chance = random.Random(kill)
+    kinds = {**KINDS, "two processes": "--num_processes 2"}
+    kind = chance.choice(list(kinds))
+    flags = f"{SHORT} {kinds[kind]} --max_epochs 400"
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    straight.mkdir()
+    killed.mkdir()
+    devices = "--num_processes 2" if kind == "two processes" else ""
+    command = [sys.executable, SCRIPT, *shlex.split(flags)]
+    subprocess.run(command, cwd=straight, check=True, capture_output=True)
+    with subprocess.Popen(command, cwd=killed, start_new_session=True, stderr=subprocess.DEVNULL) as process:
+        while not last_of(killed).exists():
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 2))
+        os.killpg(process.pid, signal.SIGKILL)
+    folder = version_of(killed)
+    if kind == "a renamed folder":
+        folder = folder.rename(killed / "lightning_logs" / "mine")
+    resume = [sys.executable, SCRIPT, *devices.split(), "--resume", folder / "checkpoints" / "last.ckpt"]
+    subprocess.run(resume, cwd=killed, check=True, capture_output=True)
+    if kind == "a renamed folder":
+        folder.rename(version_of(killed))
+    assert_same_run(killed, straight)
+
+
+def test_runs_that_start_together_each_have_a_folder_as_if_alone(tmp_path, short_run):
+    processes = []
+    for seed in range(4):
+        (tmp_path / f"run{seed}").symlink_to(tmp_path)  # of the same folder, but with an output of its own
+        processes.append(start(f"{SHORT} --seed {seed}", tmp_path / f"run{seed}"))
+    for seed, process in enumerate(processes):
+        code, _, errors = finish(process, tmp_path / f"run{seed}")
+        assert code == 0, errors
+    folders = {load(path)["hyper_parameters"]["seed"]: path for path in tmp_path.glob("lightning_logs/*/*/last.ckpt")}
+    assert sorted(folders) == [0, 1, 2, 3]
+    ours, theirs = load(folders[0]), load(last_of(short_run))
+    for entry in ("state_dict", "optimizer_states", "dqn"):
+        assert same(ours[entry], theirs[entry]), entry
+
+
+def test_run_that_still_goes_cannot_be_resumed_but_one_that_was_killed_can(tmp_path):
+    folder, beside = tmp_path / "run", tmp_path / "beside"
+    folder.mkdir()
+    beside.symlink_to(folder)
+    process = start(LONG, folder)
+    wait_for_changes(last_of(folder), 1, process)
+    code, _, errors = run("--resume", beside)
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "its run still goes" in errors
+    assert process.is_alive()
+    process.kill()
+    finish(process, folder)
+    code, _, errors = run(f"--resume --max_epochs {load(last_of(folder))['epoch'] + 20}", beside)
+    assert code == 0, errors
+
+
+def signal_in_the_decision() -> None:
+    """Let SIGTERM arrive while the processes agree on whether one was told to stop."""
+    from pytorch_lightning.strategies import SingleDeviceStrategy
+
+    decide, asked = SingleDeviceStrategy.reduce_boolean_decision, []
+
+    def interrupted(self, decision, all=True):
+        answer = decide(self, decision, all)
+        asked.append(answer)
+        if len(asked) == 200:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return answer
+
+    SingleDeviceStrategy.reduce_boolean_decision = interrupted
+
+
+def test_signal_that_arrives_during_the_decision_is_not_lost(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    code, output, errors = run(LONG, folder, signal_in_the_decision)
+    assert code == 128 + signal.SIGTERM, errors
+    assert "stopped at step" in output
 
 
 @pytest.mark.slow
@@ -324,41 +432,42 @@ def copied(tmp_path, short_run) -> Path:
     return Path(shutil.copytree(short_run, tmp_path / "copy"))
 
 
-def test_best_checkpoint_continues_exactly_in_its_place(copied, short_run):
+def test_best_checkpoint_holds_weights_only_and_says_so(copied):
     best = last_of(copied).with_name("best.ckpt")
-    assert load(best)["global_step"] < load(last_of(copied))["global_step"]
+    assert best.stat().st_size < 20_000
+    before = contents(copied)
     code, _, errors = run(f"--resume {best.relative_to(copied)}", copied)
-    assert code == 0, errors
-    assert_same_run(copied, short_run)
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "holds weights only" in errors
+    assert contents(copied) == before
 
 
-def test_checkpoint_from_elsewhere_continues_exactly_in_a_run_of_its_own(copied, short_run, tmp_path):
+def test_checkpoint_from_elsewhere_continues_exactly_in_a_run_of_its_own(copied, tmp_path):
     """Not in a folder that happens to have the number of the one that it came from."""
     elsewhere = tmp_path / "elsewhere" / "version_0" / "checkpoints" / "mine.ckpt"
     elsewhere.parent.mkdir(parents=True)
-    shutil.copy(last_of(short_run).with_name("best.ckpt"), elsewhere)
+    shutil.copy(last_of(copied), elsewhere)
     before = contents(version_of(copied))
-    code, _, errors = run(f"--resume {elsewhere}", copied)
-    assert code == 0, errors
+    for flags, folder in ((f"--resume {elsewhere}", "version_1"), ("--resume", "version_1")):
+        code, _, errors = run(f"{flags} --max_epochs 40", copied)
+        assert code == 0, errors
+        assert load(copied / "lightning_logs" / folder / "checkpoints" / "last.ckpt")["epoch"] == 39
     assert contents(version_of(copied)) == before
-    ours, theirs = load(copied / "lightning_logs/version_1/checkpoints/last.ckpt"), load(last_of(short_run))
-    for entry in ("global_step", "state_dict", "optimizer_states", "dqn"):
-        assert same(ours[entry], theirs[entry]), entry
 
 
 def test_best_score_is_remembered_when_validations_come_at_another_interval(copied):
     """Otherwise the first of them would overwrite best.ckpt with what may be worse."""
     best, checkpoint = last_of(copied).with_name("best.ckpt"), load(last_of(copied))
-    state = checkpoint["callbacks"]["Checkpoints"]
-    state["best_model_score"] = state["kth_value"] = torch.tensor(1e6)  # out of reach
-    state["best_k_models"] = dict.fromkeys(state["best_k_models"], torch.tensor(1e6))
+    checkpoint["dqn"][0]["best_reward"] = 1e6  # out of reach
     torch.save(checkpoint, last_of(copied))
     before = best.read_bytes()
-    code, _, errors = run("--resume --max_epochs 32 --val_check_interval 26", copied)
+    version_of(copied).rename(copied / "lightning_logs" / "mine")  # nor does the name of the folder matter
+    last = "lightning_logs/mine/checkpoints/last.ckpt"
+    code, _, errors = run(f"--resume {last} --max_epochs 32 --val_check_interval 26", copied)
     assert code == 0, errors
-    assert len(scalars(version_of(copied))["val_reward"]) == 2
-    assert score(load(last_of(copied))) == 1e6
-    assert best.read_bytes() == before
+    assert len(scalars(copied / "lightning_logs" / "mine")["val_reward"]) == 2
+    assert load(copied / last)["dqn"][0]["best_reward"] == 1e6
+    assert (copied / last).with_name("best.ckpt").read_bytes() == before
 
 
 def test_larger_max_epochs_trains_on_as_if_asked_for_at_once(tmp_path, short_run):
@@ -374,14 +483,21 @@ def test_larger_max_epochs_trains_on_as_if_asked_for_at_once(tmp_path, short_run
 def test_resume_takes_the_newest_run(copied):
     logs = copied / "lightning_logs"
     for number in (2, 10):
-        newest = Path(shutil.copytree(logs / "version_0", logs / f"version_{number}"), "checkpoints", "last.ckpt")
-        newest.touch()
-    (logs / "version_11").mkdir()  # killed before its first checkpoint
+        shutil.copytree(logs / "version_0", logs / f"version_{number}")
     before = {path: mtime(path) for path in logs.rglob("*.ckpt")}
     code, _, errors = run("--resume --max_epochs 31", copied)
     assert code == 0, errors
     written = {path.parents[1].name for path in logs.rglob("last.ckpt") if mtime(path) != before[path]}
     assert written == {"version_10"}
+
+
+def test_resume_does_not_take_an_older_run_than_the_newest(copied):
+    (copied / "lightning_logs" / "version_11").mkdir()  # killed before its first checkpoint, or just begun
+    before = contents(copied)
+    code, _, errors = run("--resume", copied)
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "version_11" in errors
+    assert contents(copied) == before
 
 
 def test_a_finished_run_can_be_resumed_and_stays_as_it_is(copied, short_run):
@@ -420,14 +536,10 @@ def test_fewer_epochs_than_the_run_has_are_refused(short_run, epochs):
 def refusal(flags: str, folder: Path) -> str:
     """The line with which `--resume FLAGS` is refused, nothing in the folder having changed."""
     before = contents(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        arguments = dqn_cartpole.parse_args(["--resume", *flags.split()])
-        with pytest.raises(dqn_cartpole.UsageError) as refused:
-            dqn_cartpole.main(arguments)
-    assert "\n" not in str(refused.value)
+    code, _, errors = run(f"--resume {flags}", folder)
+    assert (code, errors.count("\n")) == (2, 1)
     assert contents(folder) == before
-    return str(refused.value)
+    return errors.strip()
 
 
 def test_flag_that_repeats_the_runs_own_value_is_no_contradiction(copied):

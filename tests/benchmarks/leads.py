@@ -17,12 +17,11 @@ import speed
 
 # What is undone, and the text that does it. A text that is not in the script any more is an error.
 LEADS: dict[str, list[tuple[str, str]]] = {
-    "search for garbage while importing": [("gc.disable()", "pass"), ("gc.freeze()", "pass")],
     "log everything with `self.log_dict` in every step": [
         (
-            "        self.log_step(reward, done, loss, batch)\n",
-            "        self.log_step(reward, done, loss, batch)\n"
-            "        self.log_dict({'a': reward, 'b': loss, 'c': self.epsilon, 'd': self.total_reward})\n",
+            "        self.log_step(reward, episode_over, loss, batch)\n",
+            "        self.log_step(reward, episode_over, loss, batch)\n"
+            "        self.log_dict({'a': reward, 'b': loss, 'c': self.epsilon, 'd': self.episode_reward})\n",
         )
     ],
     "write `train_loss` and its like in every step instead of every 50": [("LOG_EVERY = 50", "LOG_EVERY = 1")],
@@ -34,22 +33,14 @@ LEADS: dict[str, list[tuple[str, str]]] = {
         ("DataLoader(dataset, batch_size=None)", "DataLoader(dataset, batch_size=self.hparams.batch_size)"),
     ],
     "minibatches of arrays, made tensors one by one": [
-        ("torch.split(torch.from_numpy(array), self.batch_size)", "chunks(array, self.batch_size)"),
-        (
-            "class RLDataset",
-            "def chunks(array, size):\n"
-            "    return [array[start : start + size] for start in range(0, len(array), size)]\n\n\n"
-            "class RLDataset",
-        ),
+        ("tensors = [torch.from_numpy(array) for array in sample]", "tensors = sample")
     ],
     "gym's environment checker on": [("disable_env_checker=True", "disable_env_checker=False")],
     "act under `no_grad`, not `inference_mode`": [
         ("    @torch.inference_mode()\n    def play_step", "    @torch.no_grad()\n    def play_step")
     ],
-    "as many threads as cores": [
-        ('os.environ["OMP_NUM_THREADS"] = "1"', "pass"),
-        ("        torch.set_num_threads(1)\n", ""),
-    ],
+    "as many threads as cores": [("torch.set_num_threads(1)", "pass")],
+    "all shortcuts around Lightning": [("model = FastDQN(", "model = DQNLightning("), ("profiler=NoProfiler(),", "")],
 }
 
 
@@ -69,12 +60,13 @@ def main() -> None:
                 raise RuntimeError(f"{name}: {old!r} is there {variants[name].count(old)} times, not once")
             variants[name] = variants[name].replace(old, new)
     settings = speed.measure(speed.Job("defaults"))["settings"]
+    changed = speed.constant(settings)
     times: dict[str, list[float]] = {name: [] for name in variants}
     starts: dict[str, list[float]] = {name: [] for name in variants}
     for n in range(args.rounds):
         for name, text in variants.items():
             speed.SOURCE = text.encode()
-            job = speed.Job("script", settings, skip=settings["eps_last_frame"], steps=args.steps)
+            job = speed.Job("script", settings | changed, speed.flags_of(changed), skip=speed.SKIP, steps=args.steps)
             figures = speed.shown(f"round {n + 1}, {name}", speed.measure(job))
             times[name].append(figures["step"])
             starts[name].append(figures["start"])

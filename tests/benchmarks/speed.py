@@ -20,7 +20,8 @@ Contenders:
     (a) dqn_cartpole.py as a user runs it: a fresh process on a terminal; logs, bar and checkpoints are on
     (b) the same work in a loop of PyTorch written by hand
     (c) the article's structure, ported to current packages and not otherwise changed
-    (d) Stable-Baselines3's DQN with the same network, batch, buffer, warm start, epsilon, sync and update rate
+    (d) Stable-Baselines3's DQN with the same network, batch, buffer, warm start, epsilon, sync, n-step returns and
+        update rate
 
 Stable-Baselines3 brings Matplotlib with it, which one of Lightning's packages imports wherever it is installed. So that
 (a) starts as it does for a user, run it from an environment of its own:
@@ -31,7 +32,8 @@ Stable-Baselines3 brings Matplotlib with it, which one of Lightning's packages i
 Every measurement is a process of its own, in a temporary folder and on a pseudo-terminal (so this needs Linux
 or macOS), one at a time. The contenders take turns within a round, and a ratio is taken within a round: what
 slows the machine slows both. Values are medians over the rounds, with the least and the greatest. A training
-step is timed at the final epsilon; logs and checkpoints are part of it, validation is counted apart.
+step is timed at a constant epsilon, the mean of a default run; logs and checkpoints are part of it, validation is
+counted apart. ((c) learns from single steps, as the article does.)
 
 Torch's threads: (a) and (b) use one where the network is small; Stable-Baselines3 uses one, in its favour; (c) as
 many as there are cores, because nobody told it otherwise. Measure on a machine that does nothing else: where a
@@ -45,7 +47,6 @@ import argparse
 import collections
 import contextlib
 import functools
-import gc
 import importlib.util
 import itertools
 import json
@@ -77,6 +78,7 @@ USER_PYTHON = sys.executable  # what runs (a)
 PARTS = ("step", "scale", "solved", "processes")
 NAMES = {"script": "(a) dqn_cartpole.py", "bare": "(b) bare PyTorch loop", "article": "(c) the article's structure"}
 NAMES |= {"sb3": "(d) Stable-Baselines3 DQN", "gpu": "(a) with --gpus 1"}
+SKIP = 300  # training steps before the first that is timed
 SOLVED = 195  # mean reward of 20 greedy episodes
 SCALE: list[tuple[dict[str, int], int]] = [  # what differs from the defaults, and by what to divide --steps
     ({}, 1),
@@ -90,7 +92,8 @@ SCALE: list[tuple[dict[str, int], int]] = [  # what differs from the defaults, a
 ]
 PROCESSES: list[tuple[dict[str, int], int]] = [({}, 1), ({"hidden_size": 1024}, 2)]  # as in SCALE
 # What it solves CartPole soonest with. Larger minibatches learn more from a step.
-QUICK = {"batch_size": 32, "sample_size": 416, "replay_size": 20000, "lr": 1e-2, "eps_last_frame": 200}
+QUICK = {"batch_size": 32, "sample_size": 416, "replay_size": 20000, "lr": 1e-2, "n_step": 1}
+QUICK |= {"eps_start": 1.0, "eps_end": 0.5, "eps_last_frame": 200}
 QUICK |= {"val_check_interval": 260}  # as often as the network changes at the zoo's former settings
 # CartPole-v1 in rl-baselines3-zoo's hyperparams/dqn.yml, today (as of commit 019107e) and before (ce95481).
 ZOO: dict[str, dict[str, Any]] = {
@@ -238,15 +241,12 @@ def defaults(job: Job) -> None:
     """No contender: report the script's defaults, and whether there is a GPU."""
     import torch
 
-    script = runpy.run_path(SCRIPT)
-    settings = script["RUN_SETTINGS"] | script["hyperparameters"]()
-    report(settings={name: default for name, (_, default, *_) in settings.items()}, gpu=torch.cuda.is_available())
+    settings = vars(runpy.run_path(SCRIPT)["make_parser"]().parse_args([]))
+    report(settings=settings, gpu=torch.cuda.is_available())
 
 
 def script(job: Job) -> None:
     """(a) The script itself, from its command line on; only that `Trainer.fit` first lets it know the clock."""
-    if "gc.disable()" in Path(SCRIPT).read_text():
-        gc.disable()  # as the script does first, because here Lightning is imported before it can
     import pytorch_lightning as pl
 
     fit = pl.Trainer.fit
@@ -287,6 +287,7 @@ def bare(job: Job) -> None:
     states, new_states = (np.empty((s.replay_size, len(state)), np.float32) for _ in range(2))
     actions, rewards, dones = (np.empty(s.replay_size, kind) for kind in (np.int64, np.float32, np.bool_))
     ring, stored = (states, actions, rewards, dones, new_states), 0
+    waiting: list[tuple[Any, int, float]] = []  # the steps of this episode whose n rewards are not complete
 
     def act(epsilon: float) -> None:
         nonlocal state, stored
@@ -296,11 +297,17 @@ def bare(job: Job) -> None:
             with torch.inference_mode():
                 action = int(net(torch.from_numpy(state).unsqueeze(0)).argmax())
         new_state, reward, terminated, truncated, _ = env.step(action)
-        row = stored % s.replay_size
-        states[row], actions[row], rewards[row], dones[row] = state, action, reward, terminated
-        new_states[row] = new_state
-        stored += 1
-        state = env.reset()[0] if terminated or truncated else new_state
+        waiting.append((state, action, float(reward)))
+        while len(waiting) == s.n_step or (terminated and waiting):
+            row = stored % s.replay_size
+            rewards[row] = sum(s.gamma**age * waited for age, (_, _, waited) in enumerate(waiting))
+            states[row], actions[row], _ = waiting.pop(0)
+            dones[row], new_states[row] = terminated, new_state
+            stored += 1
+        state = new_state
+        if terminated or truncated:
+            state, _ = env.reset()
+            waiting.clear()
 
     for _ in range(s.warm_start_steps):
         act(1.0)
@@ -317,7 +324,7 @@ def bare(job: Job) -> None:
             act(s.eps_start + min(1.0, step / s.eps_last_frame) * (s.eps_end - s.eps_start))
             q_values = net(batch[0]).gather(1, batch[1].unsqueeze(1)).squeeze(1)
             with torch.no_grad():
-                targets = batch[2] + s.gamma * target(batch[4]).amax(1).masked_fill(batch[3], 0.0)
+                targets = batch[2] + s.gamma**s.n_step * target(batch[4]).amax(1).masked_fill(batch[3], 0.0)
             loss = nn.functional.mse_loss(q_values, targets)
             optimizer.zero_grad()
             loss.backward()
@@ -470,6 +477,8 @@ def sb3(job: Job) -> None:
         train_freq=1,
         gradient_steps=1,
         target_update_interval=s.sync_rate,
+        n_steps=s.n_step,
+        exploration_initial_eps=s.eps_start,
         exploration_fraction=(s.warm_start_steps + s.eps_last_frame) / steps,
         exploration_final_eps=s.eps_end,
         policy_kwargs={"net_arch": [s.hidden_size]},
@@ -552,13 +561,21 @@ def flags_of(changed: dict[str, Any]) -> list[str]:
     return [f"--{name}={value}" for name, value in changed.items()]
 
 
+def constant(settings: dict[str, Any]) -> dict[str, float]:
+    """The mean epsilon of a default run, in which it falls to the end, from the first step to the last."""
+    epsilon = (settings["eps_start"] + settings["eps_end"]) / 2
+    return {"eps_start": epsilon, "eps_end": epsilon}
+
+
 def steps(rounds: int, count: int, settings: dict[str, Any], gpu: bool) -> Iterable[dict[str, Any]]:
     """Measure each contender at the defaults."""
+    changed = constant(settings)
     for n in range(rounds):
         results = {}
         for kind in NAMES if gpu else [kind for kind in NAMES if kind != "gpu"]:
-            job = Job("script" if kind == "gpu" else kind, settings, ["--gpus=1"] * (kind == "gpu"))
-            job.skip, job.steps = settings["eps_last_frame"], count
+            flags = flags_of(changed) + ["--gpus=1"] * (kind == "gpu")
+            job = Job("script" if kind == "gpu" else kind, settings | changed, flags)
+            job.skip, job.steps = SKIP, count
             results[kind] = shown(f"step, round {n + 1} of {rounds}, {NAMES[kind]}", measure(job))
         yield results
 
@@ -566,15 +583,15 @@ def steps(rounds: int, count: int, settings: dict[str, Any], gpu: bool) -> Itera
 def scales(rounds: int, count: int, settings: dict[str, Any], gpu: bool) -> Iterable[dict[str, Any]]:
     """Measure (a) and (b) at every size."""
     for n, (sizes, divisor) in itertools.product(range(rounds), SCALE):
-        # An epoch is as many steps as at the defaults, the buffer holds one, and epsilon is the final one.
+        # An epoch is as many steps as at the defaults, the buffer holds one, and epsilon is constant.
         sample = settings["sample_size"] * sizes.get("batch_size", settings["batch_size"]) // settings["batch_size"]
-        changed = {"sample_size": sample, "eps_start": settings["eps_end"]}
+        changed: dict[str, Any] = {"sample_size": sample} | constant(settings)
         changed |= {name: max(settings[name], sample) for name in ("replay_size", "warm_start_steps")} | sizes
         results: dict[str, Any] = {"settings": settings | changed}
         for kind in ["script", "bare"] + ["gpu"] * gpu:
             flags = flags_of(changed) + ["--gpus=1"] * (kind == "gpu")
             job = Job("bare" if kind == "bare" else "script", settings | changed, flags, fill=True)
-            job.skip, job.steps = 300 // divisor, count // divisor
+            job.skip, job.steps = SKIP // divisor, count // divisor
             title = f"scale, round {n + 1} of {rounds}, {sizes or 'defaults'}, {NAMES[kind]}"
             results[kind] = shown(title, measure(job))
         yield results
@@ -585,9 +602,9 @@ def processes(rounds: int, count: int, settings: dict[str, Any]) -> Iterable[dic
     for n, (sizes, divisor) in itertools.product(range(rounds), PROCESSES):
         results: dict[str, Any] = {"settings": settings | sizes}
         for number in (1, 2):
-            changed = {"eps_start": settings["eps_end"], "num_processes": number} | sizes
+            changed = {"num_processes": number} | constant(settings) | sizes
             job = Job("script", settings | changed, flags_of(changed))
-            job.skip, job.steps = 300 // divisor, count // divisor
+            job.skip, job.steps = SKIP // divisor, count // divisor
             figures = measure(job)
             figures["rate"] = 1000 * number / figures["step"]
             title = f"processes, round {n + 1} of {rounds}, {sizes or 'defaults'}, {number}"
