@@ -616,7 +616,9 @@ class Checkpoints(Checkpoint):
             self.best_reward = reward.item()
             names.append("best.ckpt")
         stop = trainer.strategy.reduce_boolean_decision(self.stopped_by is not None, all=False)
-        trainer.should_stop |= bool(stop)
+        if stop:
+            trainer.should_stop = True
+            self.stopped_by = self.stopped_by or signal.SIGTERM  # where another process was told
         if stop or trainer.current_epoch + 1 == trainer.max_epochs or time.monotonic() >= self.next_write:
             names.append("last.ckpt")
         for name in trainer.strategy.broadcast(names) if self.write else ():  # what the first process decides, all do
@@ -1001,11 +1003,12 @@ def main(args: argparse.Namespace) -> None:
             length = f"{args.max_epochs:,} epochs of {model.steps_per_epoch} steps"
             say(f"{args.env} on {device}: {length}, logged in {folder}")
             trainer.fit(model, ckpt_path=args.resume, weights_only=True)
-            last, best = (Path(trainer.log_dir, "checkpoints", name) for name in ("last.ckpt", "best.ckpt"))
             if stopped_by := trainer.checkpoint_callback.stopped_by:
-                say(f"stopped at step {trainer.global_step:,}; to go on:\n{resume_command(args, last)}")
+                go_on = resume_command(args, folder / "checkpoints" / "last.ckpt")
+                say(f"stopped at step {trainer.global_step:,}; to go on:\n{go_on}")
                 # Where one process fails Lightning ends the first, so only that may say how the run ended.
                 sys.exit(128 + stopped_by if trainer.is_global_zero else 0)
+            last, best = (Path(trainer.log_dir, "checkpoints", name) for name in ("last.ckpt", "best.ckpt"))
             best = best if best.exists() else last  # a run resumed shortly before its end may have none
         trainer.test(model, ckpt_path=None if args.test else best, verbose=False, weights_only=True)
         if trainer.is_global_zero:

@@ -16,7 +16,17 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 from torch.utils.data import DataLoader
 
-from dqn_cartpole import DQN, Agent, DQNLightning, Experience, NStepBuffer, ReplayBuffer, RLDataset, make_env
+from dqn_cartpole import (
+    DQN,
+    Agent,
+    DQNLightning,
+    Experience,
+    NStepBuffer,
+    ReplayBuffer,
+    RLDataset,
+    UsageError,
+    make_env,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
 
@@ -452,7 +462,7 @@ def test_gradient_flows_through_the_chosen_q_value_only(double_dqn):
     output_bias = list(model.net.parameters())[-1].grad
     assert output_bias[0] != 0
     assert output_bias[1] == 0  # action 1 is best in some new states, but was not taken in any state
-    assert all(p.grad is None for p in model.target_net.parameters())
+    assert not any(p.requires_grad for p in model.target_net.parameters())
 
 
 # The Lightning module
@@ -494,6 +504,13 @@ def test_hyperparameters_are_saved():
     assert small_model().hparams.gamma == 0.99
 
 
+@pytest.mark.parametrize("wrong", [{"batch_size": 201}, {"warm_start_steps": 199}, {"replay_size": 199}])
+def test_sizes_that_contradict_each_other_are_refused_in_a_program_too(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(UsageError, match=rf"--sample_size 200.*--{name} \({value}\)"):
+        DQNLightning(**wrong)
+
+
 def test_optimizer_is_adam_on_the_network_alone():
     model = small_model(lr=0.02, lr_schedule="constant")
     optimizer = fit(model, 1).optimizers[0]
@@ -512,6 +529,31 @@ def test_a_training_step_is_one_step_in_the_environment():
 
 def test_an_epoch_is_13_steps_at_the_defaults():
     assert fit(DQNLightning(), 2).global_step == 26
+
+
+def test_network_that_is_trained_plays_not_its_target():
+    model = small_model(eps_start=0.0, eps_end=0.0, lr=1e-9, tau=1e-9)
+    for net, bias in ((model.net, [0.0, 100.0]), (model.target_net, [100.0, 0.0])):
+        net.net[-1].bias.data = torch.tensor(bias)
+    played = model.agent.replay_buffer = Recorder()
+    fit(model, 1)
+    assert [e.action for e in played] == [1] * 10
+
+
+class Epsilons(pl.Callback):
+    """Notes epsilon at the start of each step."""
+
+    def __init__(self) -> None:
+        self.epsilon: list[float] = []
+
+    def on_train_batch_start(self, trainer, module, *_):
+        self.epsilon.append(module.epsilon)
+
+
+def test_epsilon_falls_linearly_and_then_stays():
+    epsilons = Epsilons()
+    fit(small_model(eps_start=1.0, eps_end=0.2, eps_last_frame=16), 2, epsilons)
+    assert epsilons.epsilon == pytest.approx([1 - 0.05 * step for step in range(16)] + [0.2] * 4)
 
 
 class Weights(pl.Callback):

@@ -126,7 +126,7 @@ FAULTS = [
     ("for number in (reward, *module.net.parameters())", "for number in (reward,)"),
     ("if validated and reward >= self.best_reward:", "if validated and reward > self.best_reward:"),
     ("self.best_reward = reward.item()", "pass"),
-    ("trainer.should_stop |= bool(stop)", "pass"),
+    ("            trainer.should_stop = True\n", ""),
     ("max(2.0, 25 * (time.monotonic() - begun))", "1e9"),
     ("partial.replace(self.folder / name)", "shutil.copy(partial, self.folder / name)"),
     ('"agent": module.agent.state_dict(),', '"agent": module.agent.state_dict() | {"actions": []},'),
