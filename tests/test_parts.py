@@ -540,6 +540,17 @@ def test_network_that_is_trained_plays_not_its_target():
     assert [e.action for e in played] == [1] * 10
 
 
+def test_returns_are_those_of_the_episodes_that_were_played():
+    model = small_model(eps_start=1.0, eps_end=1.0)
+    played = model.agent.replay_buffer = Recorder()
+    assert model.avg_reward == 0
+    fit(model, 10)
+    falls = [step for step, e in enumerate(played, 1) if e.done]
+    assert len(falls) > 2
+    assert list(model.returns) == np.diff([0, *falls]).tolist()  # each step has a reward of 1
+    assert model.avg_reward == pytest.approx(falls[-1] / len(falls))
+
+
 class Epsilons(pl.Callback):
     """Notes epsilon at the start of each step."""
 

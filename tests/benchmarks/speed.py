@@ -586,7 +586,9 @@ def scales(rounds: int, count: int, settings: dict[str, Any], gpu: bool) -> Iter
         # An epoch is as many steps as at the defaults, the buffer holds one, and epsilon is constant.
         sample = settings["sample_size"] * sizes.get("batch_size", settings["batch_size"]) // settings["batch_size"]
         changed: dict[str, Any] = {"sample_size": sample} | constant(settings)
-        changed |= {name: max(settings[name], sample) for name in ("replay_size", "warm_start_steps")} | sizes
+        changed["replay_size"] = max(settings["replay_size"], sample)
+        changed["warm_start_steps"] = max(settings["warm_start_steps"], sample + settings["n_step"])
+        changed |= sizes
         results: dict[str, Any] = {"settings": settings | changed}
         for kind in ["script", "bare"] + ["gpu"] * gpu:
             flags = flags_of(changed) + ["--gpus=1"] * (kind == "gpu")
