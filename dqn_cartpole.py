@@ -437,7 +437,7 @@ class DQNLightning(pl.LightningModule):
     def lr_factor(self, epoch: int) -> float:
         """What `lr` is multiplied by in an epoch: 1 at the start of the run, as `lr_schedule` says later."""
         steps = self.trainer.estimated_stepping_batches  # of the whole run
-        progress = min(1.0, epoch * self.steps_per_epoch / steps)
+        progress = min(1.0, self.global_step / steps)
         factors = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
         return factors[self.hparams.lr_schedule]
 
@@ -808,8 +808,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
                 raise UsageError(
                     f"{source}: its environment imports a module; if you trust it, add --env {saved['env']}"
                 )
-            kept = {name: saved[name] for name in (*KEPT, *dqn) if saved.get(name) not in (None, False)}
-            words = [f"--{name}" if value is True else f"--{name}={value}" for name, value in kept.items()]
+            words = []
+            for name in (*KEPT, *dqn):
+                value = saved.get(name)
+                if value is not None and value is not False:
+                    words.append(f"--{name}" if value is True else f"--{name}={value}")
             trained, args = parser.parse_args(words), parser.parse_args([*words, *argv])
             args.resume = args.resume and path
         for name in ("seed", *dqn):

@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import gymnasium as gym
@@ -182,8 +183,11 @@ ILL_FITTING = [
     ("hyper_parameters/env", "NoSuchEnv-v0"),
     ("hyper_parameters/env", "Pendulum-v1"),
     ("hyper_parameters/env", 3),
+    ("hyper_parameters/env", "Cart\nPole-v0"),
     ("hyper_parameters/hidden_size", 64),
     ("hyper_parameters/hidden_size", -1),
+    ("hyper_parameters/hidden_size", "a\nb"),
+    ("hyper_parameters/gamma", torch.zeros(3)),
     ("hyper_parameters/hidden_layers", 2),
     ("hyper_parameters/replay_size", 200),
     ("hyper_parameters/lr", float("nan")),
@@ -214,6 +218,7 @@ ILL_FITTING = [
     ("lr_schedulers", None),
     ("loops", REMOVED),
     ("loops", {}),
+    ("loops/fit_loop/epoch_progress/current/completed", 10),
     ("epoch", REMOVED),
     ("epoch", "x"),
     ("global_step", REMOVED),
@@ -270,7 +275,18 @@ def test_refused_checkpoint_ends_the_process_with_2(tmp_path, flags):
     folder.mkdir()
     code, output, errors = run(flags, folder)
     assert (code, output, errors.count("\n")) == (2, "", 1)
+    assert re.search("--resume: there is no run in lightning_logs|--test gone.ckpt: .*No such file", errors)
     assert not list(folder.iterdir())
+
+
+def test_resume_of_a_run_that_has_no_checkpoint_yet_is_refused(copied):
+    """Rather than to go on, in silence, with an older run."""
+    Path("lightning_logs/version_1/checkpoints").mkdir(parents=True)
+    before = contents(copied)
+    code, errors = outcome("--resume --max_epochs 5")
+    assert (code, errors.count("\n")) == (2, 1), errors
+    assert "version_1/checkpoints/last.ckpt" in errors
+    assert contents(copied) == before
 
 
 def test_other_folders_among_the_runs_do_not_matter(copied):
@@ -349,6 +365,7 @@ def assert_refused(flags: list[str], *words: str) -> None:
 @given(bad_flags())
 @settings(max_examples=40, deadline=None)
 @example(("env", ""))
+@example(("env", "Cart\nPole-v0"))
 @example(("lr", "-1e-05"))
 @example(("max_epochs", "9" * 5000))
 def test_value_that_a_flag_cannot_have_is_refused(flag):
@@ -399,6 +416,11 @@ class Toy(gym.Env):
         state, reward, where = self.observe(), 1.0, f"{self.seed}:{self.taken}"
         if self.faulty("step raises") or (validating and self.faulty("validation raises")):
             raise OSError(f"no simulator in {where}")
+        if self.faulty("one nan, slowly") and Toy.steps == self.at:
+            state[1] = np.nan
+            time.sleep(2.1)  # so that last.ckpt is due at the end of this epoch
+        if self.faulty("reward overflows"):
+            reward = 1e39
         for fault, value in (("nan", np.nan), ("inf", -np.inf)):
             if self.faulty(f"observation {fault}"):
                 state[1] = value
@@ -462,13 +484,31 @@ def test_environment_that_ends_the_program_has_failed(tmp_path, at):
     assert "the environment tried to end the program" in errors
 
 
-@pytest.mark.parametrize("fault", ["observation nan", "observation inf", "reward nan", "reward inf"])
+def test_environment_that_fails_in_a_validation_is_not_said_to_have_failed_in_training(tmp_path):
+    code, _, errors = toy_run(tmp_path / "run", "validation raises", "--val_check_interval 52")
+    assert code == 1, errors
+    assert "OSError: no simulator in 0:1\n" in errors
+    assert "training episode" not in errors
+
+
+@pytest.mark.parametrize(
+    "fault", ["observation nan", "observation inf", "reset to nan", "reward nan", "reward inf", "reward overflows"]
+)
 def test_what_is_not_finite_ends_the_run_and_never_enters_a_checkpoint(tmp_path, fault):
     code, _, errors = toy_run(tmp_path / "run", fault)
     assert (code, errors.splitlines()[-1].count("not finite")) == (1, 1), errors
     checkpoint = load(last_of(tmp_path / "run"))
     assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
     assert all(array.isfinite().all() for array in checkpoint["dqn"][0]["buffer"]["arrays"])
+
+
+def test_a_single_nan_that_is_not_learned_from_yet_never_enters_a_checkpoint(tmp_path):
+    """A run resumed from there would fail again, and there is no older last.ckpt."""
+    code, _, errors = toy_run(tmp_path / "run", "one nan, slowly")
+    assert (code, errors.splitlines()[-1].count("not finite")) == (1, 1), errors
+    assert all(array.isfinite().all() for array in load(last_of(tmp_path / "run"))["dqn"][0]["buffer"]["arrays"])
+    code, _, errors = run("--resume", tmp_path / "run", register)  # the fault is mended
+    assert code == 0, errors
 
 
 def test_validation_that_is_not_finite_ends_the_run(tmp_path):
@@ -491,7 +531,34 @@ def test_loss_that_is_no_longer_finite_stops_the_run_before_it_is_saved(tmp_path
     assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
 
 
-# A full disk
+# A folder, a memory, a disk that refuse
+
+
+@pytest.mark.parametrize("target", ["a file", "nowhere", "/sys"])
+def test_lightning_logs_that_cannot_be_written_is_refused_in_one_line(tmp_path, target):
+    """It is a file, a dangling link, a link to a folder that takes no files."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    logs = folder / "lightning_logs"
+    logs.touch() if target == "a file" else logs.symlink_to(target)
+    code, output, errors = run("", folder)
+    assert (code, output, errors.count("\n")) == (2, "", 1), errors
+    assert "error: lightning_logs: cannot be written" in errors
+    assert list(folder.iterdir()) == [logs]
+
+
+def no_memory_beyond(size: int) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+
+
+@pytest.mark.parametrize("flags", ["--hidden_size 100000 --hidden_layers 2", "--replay_size 100000000"])
+def test_memory_that_is_refused_is_said_in_one_line(tmp_path, flags):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    code, output, errors = run(flags, folder, functools.partial(no_memory_beyond, 4 * 10**9))
+    assert (code, output, errors.count("\n")) == (2, "", 1), errors
+    assert flags.split()[0] in errors
+    assert list(folder.iterdir()) == []
 
 
 def no_file_beyond(size: int) -> None:
@@ -539,3 +606,14 @@ def test_disk_that_fills_up_during_the_run_leaves_the_last_good_checkpoint(tmp_p
     code, _, errors = run(TRAINED, folder, fill_the_disk)
     assert_disk_full(code, errors, "No space left on device", folder)
     assert load(last_of(folder))["global_step"] >= 13
+
+
+def test_disk_that_takes_no_more_curves_ends_the_run_in_one_line(tmp_path):
+    """The file of the curves is the first that becomes too large; a thread of TensorBoard's writes it."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    small = "--hidden_size 1 --replay_size 200 --warm_start_steps 200 --n_step 1 --episode_length 1"
+    code, _, errors = run(f"{small} --max_epochs 200", folder, functools.partial(no_file_beyond, 30_000))
+    assert_disk_full(code, errors, "File too large", folder)
+    assert "Traceback" not in errors
+    load(last_of(folder))

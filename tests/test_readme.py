@@ -52,7 +52,9 @@ def test_every_file_it_names_is_there():
 
 def test_every_link_leads_somewhere():
     headings = {
-        name: {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.M)}
+        name: {
+            re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.M)
+        }
         for name, text in (("", README), ("tests/benchmarks/RESULTS.md", RESULTS))
     }
     for name, heading in re.findall(r"\]\(([^)#\s]*)#([\w-]+)\)", README):

@@ -1,6 +1,5 @@
 """The committed run beside which a newcomer sees their own."""
 
-import inspect
 from pathlib import Path
 
 import yaml
@@ -22,7 +21,9 @@ def test_it_reaches_200():
 def test_it_is_a_run_of_the_defaults():
     defaults = dqn_cartpole.parse_args([])
     used = yaml.safe_load((REFERENCE / "hparams.yaml").read_text())
-    assert used == defaults.dqn | {name: getattr(defaults, name) for name in ("seed", "max_epochs", "val_check_interval")}
+    assert used == defaults.dqn | {
+        name: getattr(defaults, name) for name in ("seed", "max_epochs", "val_check_interval")
+    }
 
 
 def test_it_is_small_and_holds_no_checkpoint():

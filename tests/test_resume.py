@@ -548,6 +548,16 @@ def test_flag_that_repeats_the_runs_own_value_is_no_contradiction(copied):
     assert code == 0, errors
 
 
+def test_settings_of_zero_are_kept(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for flags in ("--eps_end 0 --gamma 0 --double_dqn --max_epochs 2", "--resume --max_epochs 3"):
+        code, _, errors = run(flags, folder)
+        assert code == 0, errors
+    kept = load(last_of(folder))["hyper_parameters"]
+    assert (kept["eps_end"], kept["gamma"], kept["double_dqn"]) == (0, 0, True)
+
+
 # The state of the parts
 
 

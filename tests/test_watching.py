@@ -158,6 +158,18 @@ class Invisible(gym.Env):
         return self.observation_space.sample() * 0, 1.0, False, False, {}
 
 
+class Undrawable(Invisible):
+    """One whose drawing fails."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+    def __init__(self, error: BaseException, render_mode=None):
+        self.error = error
+
+    def render(self):
+        raise self.error
+
+
 gym.register("Invisible-v0", Invisible, max_episode_steps=10)
 
 
@@ -170,6 +182,17 @@ def test_an_environment_without_pictures_is_trained_all_the_same(tmp_path, monke
     assert "warn" not in err.lower()
     events = EventAccumulator(str(tmp_path / "lightning_logs" / "version_0")).Reload()
     assert events.Tags()["images"] == []
+
+
+@pytest.mark.parametrize("error", [OSError("no display"), OSError(), SystemExit(0)], ids=repr)
+def test_a_drawing_that_fails_does_not_take_the_result_along(error, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    gym.register("Undrawable-v0", Undrawable, max_episode_steps=10, kwargs={"error": error})
+    dqn_cartpole.main(dqn_cartpole.parse_args(["--env", "Undrawable-v0", "--max_epochs", "1"]))
+    del gym.registry["Undrawable-v0"]
+    lines = capfd.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("not filmed: ") and len(line) > len("not filmed: ")]
+    assert lines[-3].startswith("test_reward: 10.00")
 
 
 @pytest.mark.parametrize(("flag", "mode"), [("--video", "rgb_array"), ("--render", "human")])

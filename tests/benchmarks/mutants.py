@@ -115,7 +115,7 @@ FAULTS = [
     ("target.lerp_(weight, self.hparams.tau)", "target.lerp_(weight, 1 - self.hparams.tau)"),
     ("elif self.global_step % self.hparams.sync_rate == 0:", "elif self.global_step % self.hparams.sync_rate == 1:"),
     ("            self.episode_reward = 0.0\n        if", "        if"),
-    ("progress = min(1.0, epoch * self.steps_per_epoch / steps)", "progress = min(1.0, epoch / steps)"),
+    ("progress = min(1.0, self.global_step / steps)", "progress = min(1.0, epoch / steps)"),
     ("playing &= ~(terminated | truncated)", "playing &= ~terminated"),
     ("self.gamma**age * step.reward", "step.reward"),
     ("len(self.waiting) == self.n_step or (experience.done and self.waiting)", "len(self.waiting) == self.n_step"),
@@ -123,7 +123,7 @@ FAULTS = [
     # The callback of the checkpoints.
     ("module.agent.seeds = TRAIN_SEEDS[trainer.global_rank :: trainer.world_size]", "pass"),
     ("signal.signal(signal.SIGTERM, stop)", "pass"),
-    ("for number in (reward, *module.net.parameters())", "for number in (reward,)"),
+    ("for number in (reward, *module.net.parameters(), *moments)", "for number in (reward,)"),
     ("if validated and reward >= self.best_reward:", "if validated and reward > self.best_reward:"),
     ("self.best_reward = reward.item()", "pass"),
     ("            trainer.should_stop = True\n", ""),
