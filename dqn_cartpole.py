@@ -410,7 +410,7 @@ class DQNLightning(pl.LightningModule):
 
     def log_step(self, reward: float, episode_over: bool, loss: torch.Tensor, batch: Sequence[torch.Tensor]) -> None:
         """Log the return of an episode that ends and, every `LOG_EVERY` steps, what changes with every step."""
-        scalars = {}
+        scalars: dict[str, float] = {}
         self.episode_reward += reward
         if episode_over:
             self.returns.append(self.episode_reward)
@@ -782,7 +782,7 @@ def make_parser() -> argparse.ArgumentParser:
     either.add_argument("--test", metavar="CKPT", type=Path, help="only test this checkpoint")
     for name, keyword in inspect.signature(DQNLightning).parameters.items():
         meaning = re.search(rf"^ +{name}: (.*)$", DQNLightning.__doc__, re.MULTILINE)[1]
-        how = {"type": OWN_READERS.get(name) or READERS.get(keyword.annotation)}
+        how: dict[str, Any] = {"type": OWN_READERS.get(name) or READERS.get(keyword.annotation)}
         if keyword.annotation == "bool":
             how = {"action": "store_true"}
         elif name == "lr_schedule":
