@@ -25,6 +25,7 @@ import re
 import shlex
 import signal
 import sys
+import threading
 import time
 import warnings
 import zipfile
@@ -276,9 +277,7 @@ def copy_observation(observation: Any, env: gym.Env) -> np.ndarray:
 class DQNLightning(pl.LightningModule):
     """The DQN algorithm as a LightningModule: plays, learns, validates (article, "Lightning module").
 
-    Every argument is a flag of the command line too.
-
-    Args:
+    Args, each of which is a flag of the command line too:
         env: id of the environment
         episode_length: steps that cut an episode; None: env's own
         batch_size: experiences in a minibatch
@@ -488,10 +487,6 @@ class UsageError(ValueError):
     """An argument that cannot work; the message is one line that names the argument, its value and the remedy."""
 
 
-class DiskError(OSError):
-    """The disk takes no more, or not so large a file."""
-
-
 class NStepBuffer(ReplayBuffer):
     """A replay buffer whose experiences span n steps: what is learned of a reward reaches earlier actions sooner.
 
@@ -649,6 +644,8 @@ class Checkpoints(Checkpoint):
             "returns": [module.episode_reward, *module.returns],
             "best_reward": self.best_reward,
         }
+        if not all(array.isfinite().all() for array in mine["buffer"]["arrays"] if array.is_floating_point()):
+            raise FloatingPointError(f"an observation or a reward up to step {trainer.global_step} is not finite")
         checkpoint["dqn"] = [mine]
         if trainer.world_size > 1:
             checkpoint["dqn"] = [None] * trainer.world_size
@@ -658,7 +655,8 @@ class Checkpoints(Checkpoint):
         """Restore it. From a checkpoint come numbers and tensors; no path that it may name is used."""
         if not trainer.training:  # to play, the weights are enough
             return
-        if checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] != checkpoint["epoch"] + 1:
+        done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+        if not done["completed"] == done["processed"] - 1 == checkpoint["epoch"]:
             raise ValueError("its counts of epochs contradict each other")
         states = checkpoint["optimizer_states"][0]["state"].values()
         for weight, state in zip(module.net.parameters(), states, strict=True):
@@ -676,18 +674,16 @@ class Checkpoints(Checkpoint):
         """End the other processes, which would wait for this one, and say where it happened."""
         if trainer.strategy.launcher:
             trainer.strategy.launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows has only the second
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            raise DiskError(f"cannot write to {self.folder.parent}: {error.strerror}") from error
-        name_episode(error, module.agent)
+        name_episode(error, module.agent if trainer.training else None)
 
 
-def name_episode(error: BaseException, agent: Agent) -> None:
+def name_episode(error: BaseException, agent: Agent | None) -> None:
     """Add to a traceback where the agent was; an environment that ends the program has failed too."""
     if isinstance(error, SystemExit) and error.code not in (130, 143):  # which are the answers to a signal
         raise RuntimeError("the environment tried to end the program") from error
-    error.add_note(
-        f"The agent was in step {len(agent.actions)} of the training episode with seed {agent.episode_seed}."
-    )
+    if agent:
+        step, seed = len(agent.actions), agent.episode_seed
+        error.add_note(f"The agent was in step {step} of the training episode with seed {seed}.")
 
 
 def play(model: DQNLightning, render_mode: str) -> Iterator[Image.Image]:
@@ -717,7 +713,7 @@ def film(model: DQNLightning) -> bytes:
         first, *others = list(play(model, "rgb_array"))[::2]
         pause = 2000 / (model.env.metadata.get("render_fps") or 30)  # milliseconds, for every other picture is shown
         first.save(gif, "GIF", save_all=True, append_images=others, duration=pause, loop=0)
-    except Exception as error:  # a run that has learned must not end with a traceback because of its film
+    except (Exception, SystemExit) as error:  # a run that has learned must not end because of its film
         say(f"not filmed: {one_line(error)}")
     return gif.getvalue()
 
@@ -742,14 +738,14 @@ def number(kind: type, least: float, greatest: float) -> Callable[[str], Any]:
         with contextlib.suppress(ValueError):
             if least <= (value := kind(text)) <= greatest:
                 return value
-        raise argparse.ArgumentTypeError(f"{text[:50]}: must be a number ({kind.__name__}) from {least} to {greatest}")
+        raise argparse.ArgumentTypeError(f"{text[:50]!r}: must be a {kind.__name__} from {least} to {greatest}")
 
     return read
 
 
 def env_id(text: str) -> str:
     """A reader for argparse of environment ids, which may name a module before a colon."""
-    if not text.strip() or text.count(":") > 1:
+    if not text.strip() or not text.isprintable() or text.count(":") > 1:
         raise argparse.ArgumentTypeError(f"{text!r}: must be the id of an environment, such as CartPole-v1")
     return text
 
@@ -865,10 +861,13 @@ def check_devices(args: argparse.Namespace) -> None:
     if args.num_nodes > 1 and not {"MASTER_ADDR", "SLURM_NTASKS"} & os.environ.keys():
         raise UsageError(f"--num_nodes {args.num_nodes}: start it on every machine, with torchrun or srun")
     args.processes = (args.gpus or args.num_processes) * args.num_nodes
-    ranks, sizes = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_NTASKS")
-    for name in (*ranks, *sizes):  # left over by a launcher, they would make this process wait for others
-        allowed = range(args.processes) if name in ranks else [args.processes]
-        if name in os.environ and os.environ[name] not in map(str, allowed):
+    here, everywhere, total = range(args.processes // args.num_nodes), range(args.processes), [args.processes]
+    fitting = {"RANK": everywhere, "LOCAL_RANK": here, "NODE_RANK": range(args.num_nodes), "WORLD_SIZE": total}
+    fitting |= {"SLURM_PROCID": everywhere, "SLURM_NTASKS": total}
+    alone = {"LOCAL_RANK": "WORLD_SIZE", "SLURM_NTASKS": "SLURM_NTASKS_PER_NODE"}  # a launcher sets both
+    for name, allowed in fitting.items():  # what a launcher left would make this process wait for others
+        lonely = args.processes > 1 and alone.get(name, name) not in os.environ
+        if name in os.environ and (lonely or os.environ[name] not in map(str, allowed)):
             raise UsageError(f"{name}={os.environ[name]}: the flags ask for {args.processes} in all; unset it")
 
 
@@ -1030,11 +1029,18 @@ if __name__ == "__main__":
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, stream)
+    # What stops the thread of TensorBoard is raised once more, and answered below, where its writer is used next.
+    threading.excepthook = lambda failed: issubclass(failed.exc_type, OSError) or threading.__excepthook__(failed)
     try:
         main(parse_args())
-    except (UsageError, FloatingPointError, DiskError) as error:
+    except (UsageError, FloatingPointError) as error:
         print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise
+        print(f"{Path(__file__).name}: error: cannot write to lightning_logs: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         if "allocate" not in str(error):  # how both NumPy and PyTorch say that memory is short
             raise

@@ -584,7 +584,7 @@ def assert_disk_full(code: int | None, errors: str, reason: str, folder: Path) -
     assert code == 1, errors
     message = errors.splitlines()[-1]
     assert message.startswith(f"{SCRIPT.name}: error: ")
-    assert re.search(rf"cannot write to .*version_0.*{reason}", message)
+    assert re.search(rf"cannot write to .*lightning_logs.*{reason}", message)
     assert {path.name for path in last_of(folder).parent.iterdir()} <= {"last.ckpt", "best.ckpt"}
 
 
