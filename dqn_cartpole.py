@@ -565,7 +565,6 @@ class Checkpoints(Checkpoint):
 
     Always between two epochs, where no sample is half used: last.ckpt every two seconds (less often where that would
     take more than 4 % of the time), at the end, and at Ctrl-C or SIGTERM, which end the run there.
-
     """
 
     best_reward = -math.inf  # highest val_reward so far
