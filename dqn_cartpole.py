@@ -586,11 +586,13 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, module: DQNLightning) -> None:
         self.folder = Path(trainer.log_dir or trainer.default_root_dir, "checkpoints")
+        for partial in self.folder.glob("*.ckpt.*.partial") if self.write and trainer.is_global_zero else ():
+            partial.unlink()  # whoever wrote it was killed
 
         def stop(number: int, _: Any) -> None:
             self.stopped_by = number
             signal.signal(number, signal.SIG_DFL)  # the second time ends the process at once
-            if trainer.testing:  # nothing is left to be saved
+            if trainer.testing or not self.write:  # nothing is left to be saved
                 sys.exit(128 + number)
 
         with contextlib.suppress(ValueError):  # only the main thread may ask for signals
@@ -620,7 +622,7 @@ class Checkpoints(Checkpoint):
 
     def save(self, trainer: pl.Trainer, name: str) -> None:
         """Write beside the place, then move: the file in place is always whole."""
-        begun, partial = time.monotonic(), self.folder / f"{name}.{os.getpid()}"
+        begun, partial = time.monotonic(), self.folder / f"{name}.{os.getpid()}.partial"
         try:
             trainer.save_checkpoint(partial, weights_only=name == "best.ckpt")
             if trainer.is_global_zero:
@@ -971,11 +973,13 @@ def show(model: DQNLightning, trainer: pl.Trainer, args: argparse.Namespace, fol
 def main(args: argparse.Namespace) -> None:
     """Train, and test the best checkpoint; or only test the checkpoint `args.test`."""
     quiet()
+    rank_zero_only.rank = rank_zero_only.rank or int(os.environ.get("NODE_RANK", 0))  # Lightning sets it only later
     pl.seed_everything(args.seed, verbose=False)
     model = FastDQN(**args.dqn)
     model.save_hyperparameters({name: getattr(args, name) for name in KEPT})
     if args.batch_size * args.hidden_size < 2**16:
         torch.set_num_threads(1)  # a small network waits for more threads longer than it computes
+    os.environ["SDL_NO_SIGNAL_HANDLERS"] = "1"  # or Ctrl-C would only ask the window to close
     if not args.render:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # a film alone needs no display
     prepare(model, args)

@@ -127,7 +127,7 @@ def test_processes_never_play_the_same_episode(pair):
 
 def test_each_process_has_a_warm_start_of_its_own(pair):
     _, (first, second) = pair
-    assert min(len(first["held"]), len(second["held"])) > 980  # 1,000 steps, but for those that a time limit cut
+    assert min(len(first["held"]), len(second["held"])) > 1000 - 5  # the last may still wait for n-step returns
     rows = {tuple(state) for state in first["held"].tolist()} & {tuple(state) for state in second["held"].tolist()}
     assert not rows
 
@@ -220,18 +220,19 @@ def test_environment_that_fails_in_one_process_ends_the_run_for_all(tmp_path, ra
     assert re.search(r"The agent was in step \d+ of the training episode with seed \d+\.", errors)
 
 
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped_by_a_signal_all_processes_save_and_end(tmp_path, number, expected):
-    """Ctrl-C reaches all of them; SIGTERM, here, one."""
+@pytest.mark.parametrize("reached", ["all", "the first", "the second"])
+def test_stopped_by_a_signal_all_processes_save_and_end(tmp_path, reached):
+    """Ctrl-C reaches all of them; SIGTERM may reach one."""
     folder = tmp_path / "run"
     process = start(folder, *FLAGS, "--max_epochs", "9999")
     wait_for_checkpoint(process, folder)
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)
+    first, second = sorted(members(process.pid), key=lambda pid: pid != process.pid)
+    if reached == "all":
+        os.killpg(process.pid, signal.SIGINT)
     else:
-        os.kill(process.pid, number)
-    code, output, errors = finish(process, folder, within=20)
-    assert code == expected, errors
+        os.kill(first if reached == "the first" else second, signal.SIGTERM)
+    code, output, errors = finish(process, folder, within=60)
+    assert code == (130 if reached == "all" else 143), errors
     assert "Traceback" not in errors
     step = load(last_of(folder))["global_step"]
     assert output.count(f"stopped at step {step:,}; to go on:\n") == 1
@@ -267,6 +268,7 @@ def test_two_nodes_of_one_process_equal_one_of_two(pair, tmp_path):
     for node in nodes:
         code, _, errors = finish(node, folder)
         assert code == 0, errors
+    assert sorted(os.listdir(folder / "lightning_logs")) == [".lock", "version_0"]
     assert_same_run(folder, pair[0])
 
 

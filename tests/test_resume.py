@@ -4,6 +4,7 @@ The script runs in forks of a server that has imported PyTorch already, so that 
 """
 
 import functools
+import itertools
 import multiprocessing
 import os
 import random
@@ -16,17 +17,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import SyncVectorEnv
 from helpers import SCRIPT, scalars
+from PIL import Image
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.strategies import Strategy
 
-import dqn_cartpole
-from dqn_cartpole import Agent, Experience, ReplayBuffer, make_env
+from dqn_cartpole import Agent, Experience, NStepBuffer, ReplayBuffer, make_env
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["helpers", "dqn_cartpole"])
@@ -34,7 +37,7 @@ CURVES = ("total_reward", "avg_reward", "reward", "train_loss", "val_reward", "e
 
 # A run to be killed, long enough for several kills and with all that changes on its way; and a shorter one, which is
 # validated after epoch 20 only.
-LONG = "--max_epochs 400 --val_check_interval 260 --lr_schedule linear"
+LONG = "--max_epochs 200 --val_check_interval 520 --lr_schedule linear"
 SHORT = "--max_epochs 30 --val_check_interval 260 --episode_length 50 --lr_schedule constant"
 
 
@@ -101,6 +104,10 @@ def same(a: object, b: object) -> bool:
     return type(a) is type(b) and a == b
 
 
+def versions(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "lightning_logs").glob("version_*"))
+
+
 def contents(folder: Path) -> dict[Path, bytes | None]:
     """Every file and folder in a folder, with what it holds."""
     return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
@@ -114,24 +121,30 @@ def assert_same_run(a: Path, b: Path) -> None:
         assert same(ours[entry], theirs[entry]), entry
     assert len(ours["dqn"]) == len(theirs["dqn"]) >= 1
     for our, their in zip(ours["dqn"], theirs["dqn"]):
-        assert our.keys() == their.keys() >= {"buffer", "agent", "returns", "best_reward", "torch_rng"}
+        assert our.keys() == their.keys() >= {"buffer", "agent", "torch_rng", "returns", "best_reward"}
         for entry in our:
             assert same(our[entry], their[entry]), entry
     assert same(*(load(last_of(folder).with_name("best.ckpt"))["state_dict"] for folder in (a, b)))
     curves = scalars(version_of(a))
     for curve in CURVES:
         steps = [step for step, _ in curves[curve]]
-        assert all(before <= after for before, after in pairwise(steps)), f"{curve} steps back"
+        assert all(before <= after for before, after in itertools.pairwise(steps)), f"{curve} steps back"
     expected = scalars(version_of(b))
     for curve in CURVES:
         assert curves[curve] == expected[curve], curve
+
+
+def hurry() -> None:
+    """Let the clock of the process run so fast that it writes last.ckpt every 25 epochs or so."""
+    clock, ahead = time.monotonic, itertools.count()
+    time.monotonic = lambda: clock() + next(ahead)
 
 
 @pytest.fixture(scope="session")
 def long_run(tmp_path_factory) -> tuple[Path, list[int]]:
     """Folder of the long run in one go, and the epochs of last.ckpt as a reader saw them meanwhile."""
     folder, epochs = tmp_path_factory.mktemp("long"), []
-    process = start(LONG, folder)
+    process = start(LONG, folder, hurry)
     wait_for_changes(last_of(folder), 1, process)
     while process.is_alive():
         epochs.append(load(last_of(folder))["epoch"])
@@ -149,166 +162,112 @@ def short_run(tmp_path_factory) -> Path:
     return folder
 
 
-def kill_and_resume(flags: str, folder: Path, kills: list[tuple[int, float]]) -> int:
-    """Kill a run that many seconds after its last.ckpt was written that often, resume it, and so on to the end.
+@pytest.fixture
+def copied(tmp_path, short_run) -> Path:
+    """A folder with a copy of the short run, to be changed."""
+    return Path(shutil.copytree(short_run, tmp_path / "copy"))
 
-    Returns:
-        how often the run was killed before it had trained to the end
-    """
-    killed, epochs = 0, int(flags.split("--max_epochs ")[1].split()[0])
-    for writes, seconds in kills:
-        process = start(flags if not killed else "--resume", folder)
-        wait_for_changes(last_of(folder), writes, process)
-        process.join(seconds)
-        process.kill()
-        code, _, errors = finish(process, folder)
-        if code == 0 or load(last_of(folder))["epoch"] + 1 == epochs:
-            break
-        assert code == -signal.SIGKILL, errors
-        killed += 1
-    code, _, errors = run("--resume", folder)
-    assert code == 0, errors
-    assert len(list(folder.glob("lightning_logs/version_*"))) == 1
-    return killed
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """An empty folder for a run."""
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
+
+
+def kill(flags: str, folder: Path, writes: int, seconds: float, prepare: Callable[[], object] | None = None) -> bool:
+    """Kill a run that many seconds after its last.ckpt was written that often; False where it was faster."""
+    process = start(flags, folder, prepare)
+    wait_for_changes(last_of(folder), writes, process)
+    process.join(seconds)
+    process.kill()
+    code, _, errors = finish(process, folder)
+    assert code in (0, -signal.SIGKILL), errors
+    checkpoint = load(last_of(folder))
+    return code != 0 and checkpoint["epoch"] + 1 < checkpoint["hyper_parameters"]["max_epochs"]
+
+
+def refusal(flags: str, folder: Path) -> str:
+    """The line with which `python dqn_cartpole.py FLAGS` is refused, nothing in the folder having changed."""
+    before = contents(folder)
+    code, output, errors = run(flags, folder)
+    assert (code, output, errors.count("\n")) == (2, "", 1), errors
+    assert contents(folder) == before
+    return errors
 
 
 # Killed
 
 
-def test_run_killed_at_random_moments_and_resumed_equals_the_run_never_killed(tmp_path, long_run):
-    kills = [(1, random.uniform(0, 1)), (2, random.uniform(0, 0.3)), (1, random.uniform(0, 1))]
-    folder = tmp_path / "run"
-    folder.mkdir()
-    assert kill_and_resume(LONG, folder, kills) >= 2, kills  # a very fast machine may be done before the last
+def test_run_killed_at_random_moments_and_resumed_equals_the_run_never_killed(folder, long_run):
+    for number, writes in enumerate([1, 3, 2]):
+        assert kill(LONG if number == 0 else "--resume", folder, writes, random.uniform(0, 0.1), hurry)
+    code, _, errors = run("--resume", folder)
+    assert code == 0, errors
+    assert versions(folder) == ["version_0"]
     assert_same_run(folder, long_run[0])
 
 
 KINDS = {
-    "one step": "--n_step 1",
+    "one step": "--n_step 1 --eps_end 0",
     "three steps and double DQN": "--n_step 3 --double_dqn",
-    "a Tuple space": "--env Blackjack-v1 --n_step 3 --episode_length 100",
+    "a Tuple space": "--env Blackjack-v1 --n_step 3",
     "a renamed folder": "",
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_run_resumes_exactly(kind, tmp_path):
-    flags = f"{SHORT} {KINDS[kind]} --max_epochs 120"
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
+def test_every_kind_of_run_resumes_exactly(tmp_path, folder, kind):
+    flags, straight = f"{SHORT} --max_epochs 120 --replay_size 1200 {KINDS[kind]}", tmp_path / "straight"
     straight.mkdir()
-    killed.mkdir()
     code, _, errors = run(flags, straight)
     assert code == 0, errors
-    process = start(flags, killed)
-    wait_for_changes(last_of(killed), 1, process)
-    process.kill()
-    finish(process, killed)
-    last = last_of(killed)
-    if kind == "a renamed folder":
-        version_of(killed).rename(killed / "lightning_logs" / "mine")
-        last = killed / "lightning_logs" / "mine" / "checkpoints" / "last.ckpt"
-    code, _, errors = run(f"--resume {last.relative_to(killed)}", killed)
+    assert kill(flags, folder, 3, random.uniform(0, 0.1), hurry)
+    name = "mine" if kind == "a renamed folder" else "version_0"
+    renamed = version_of(folder).rename(folder / "lightning_logs" / name)
+    code, _, errors = run(f"--resume lightning_logs/{name}/checkpoints/last.ckpt", folder)
     assert code == 0, errors
-    if kind == "a renamed folder":
-        (killed / "lightning_logs" / "mine").rename(version_of(killed))
-    assert_same_run(killed, straight)
+    renamed.rename(version_of(folder))
+    assert versions(folder) == ["version_0"]
+    assert_same_run(folder, straight)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill", range(20))
-def test_a_random_kill_of_a_random_kind_leaves_no_trace(kill, tmp_path):
-    chance = random.Random(kill)
-    kinds = {**KINDS, "two processes": "--num_processes 2"}
+@pytest.mark.parametrize("number", range(20))
+def test_a_random_kill_of_a_random_kind_leaves_no_trace(tmp_path, folder, number):
+    chance, kinds, straight = random.Random(number), KINDS | {"two processes": ""}, tmp_path / "straight"
     kind = chance.choice(list(kinds))
-    flags = f"{SHORT} {kinds[kind]} --max_epochs 400"
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    command = [sys.executable, SCRIPT, *(["--num_processes", "2"] if kind == "two processes" else [])]
+    flags = shlex.split(f"{SHORT} --max_epochs 400 --replay_size 1200 {kinds[kind]}")
     straight.mkdir()
-    killed.mkdir()
-    devices = "--num_processes 2" if kind == "two processes" else ""
-    command = [sys.executable, SCRIPT, *shlex.split(flags)]
-    subprocess.run(command, cwd=straight, check=True, capture_output=True)
-    with subprocess.Popen(command, cwd=killed, start_new_session=True, stderr=subprocess.DEVNULL) as process:
-        while not last_of(killed).exists():
+    subprocess.run([*command, *flags], cwd=straight, check=True, capture_output=True)
+    with subprocess.Popen([*command, *flags], cwd=folder, start_new_session=True, stderr=subprocess.DEVNULL) as process:
+        while not last_of(folder).exists():
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 2))
         os.killpg(process.pid, signal.SIGKILL)
-    folder = version_of(killed)
+    renamed = version_of(folder)
     if kind == "a renamed folder":
-        folder = folder.rename(killed / "lightning_logs" / "mine")
-    resume = [sys.executable, SCRIPT, *devices.split(), "--resume", folder / "checkpoints" / "last.ckpt"]
-    subprocess.run(resume, cwd=killed, check=True, capture_output=True)
-    if kind == "a renamed folder":
-        folder.rename(version_of(killed))
-    assert_same_run(killed, straight)
-
-
-def test_runs_that_start_together_each_have_a_folder_as_if_alone(tmp_path, short_run):
-    processes = []
-    for seed in range(4):
-        (tmp_path / f"run{seed}").symlink_to(tmp_path)  # of the same folder, but with an output of its own
-        processes.append(start(f"{SHORT} --seed {seed}", tmp_path / f"run{seed}"))
-    for seed, process in enumerate(processes):
-        code, _, errors = finish(process, tmp_path / f"run{seed}")
-        assert code == 0, errors
-    folders = {load(path)["hyper_parameters"]["seed"]: path for path in tmp_path.glob("lightning_logs/*/*/last.ckpt")}
-    assert sorted(folders) == [0, 1, 2, 3]
-    ours, theirs = load(folders[0]), load(last_of(short_run))
-    for entry in ("state_dict", "optimizer_states", "dqn"):
-        assert same(ours[entry], theirs[entry]), entry
-
-
-def test_run_that_still_goes_cannot_be_resumed_but_one_that_was_killed_can(tmp_path):
-    folder, beside = tmp_path / "run", tmp_path / "beside"
-    folder.mkdir()
-    beside.symlink_to(folder)
-    process = start(LONG, folder)
-    wait_for_changes(last_of(folder), 1, process)
-    code, _, errors = run("--resume", beside)
-    assert (code, errors.count("\n")) == (2, 1)
-    assert "its run still goes" in errors
-    assert process.is_alive()
-    process.kill()
-    finish(process, folder)
-    code, _, errors = run(f"--resume --max_epochs {load(last_of(folder))['epoch'] + 20}", beside)
-    assert code == 0, errors
-
-
-def signal_in_the_decision() -> None:
-    """Let SIGTERM arrive while the processes agree on whether one was told to stop."""
-    from pytorch_lightning.strategies import SingleDeviceStrategy
-
-    decide, asked = SingleDeviceStrategy.reduce_boolean_decision, []
-
-    def interrupted(self, decision, all=True):
-        answer = decide(self, decision, all)
-        asked.append(answer)
-        if len(asked) == 200:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return answer
-
-    SingleDeviceStrategy.reduce_boolean_decision = interrupted
-
-
-def test_signal_that_arrives_during_the_decision_is_not_lost(tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    code, output, errors = run(LONG, folder, signal_in_the_decision)
-    assert code == 128 + signal.SIGTERM, errors
-    assert "stopped at step" in output
+        renamed = renamed.rename(folder / "lightning_logs" / "mine")
+    last = renamed / "checkpoints" / "last.ckpt"
+    subprocess.run([*command, "--resume", last], cwd=folder, check=True, capture_output=True)
+    renamed.rename(version_of(folder))
+    assert_same_run(folder, straight)
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments_leave_no_trace(tmp_path):
-    flags = LONG.replace("--max_epochs 400", "--max_epochs 2500")
-    chance = random.Random(0)
-    kills = [(chance.choice([1, 1, 2]), chance.uniform(0, 1.9)) for _ in range(20)]
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
+def test_twenty_kills_at_random_moments_leave_no_trace(tmp_path, folder):
+    flags, straight = LONG.replace("--max_epochs 200", "--max_epochs 2500"), tmp_path / "straight"
     straight.mkdir()
-    killed.mkdir()
     code, _, errors = run(flags, straight)
     assert code == 0, errors
-    assert kill_and_resume(flags, killed, kills) == 20
-    assert_same_run(killed, straight)
+    chance = random.Random(0)
+    for number in range(20):
+        writes, seconds = chance.choice([1, 1, 2]), chance.uniform(0, 1.9)
+        assert kill(flags if number == 0 else "--resume", folder, writes, seconds)
+    code, _, errors = run("--resume", folder)
+    assert code == 0, errors
+    assert_same_run(folder, straight)
 
 
 def test_last_checkpoint_is_whole_whenever_it_is_read(long_run):
@@ -319,17 +278,17 @@ def test_last_checkpoint_is_whole_whenever_it_is_read(long_run):
 
 
 def die_while_writing(writes: int) -> None:
-    """Let the process be killed in the middle of writing a checkpoint, the first after that many whole ones."""
-    save, written = torch.save, []
+    """Let the process be killed when half of a checkpoint is on the disk, the first after that many whole ones."""
+    sync, written = os.fsync, []
 
-    def torn(checkpoint, file):
-        save(checkpoint, file)
+    def torn(descriptor):
+        sync(descriptor)
         if len(written) == writes:
-            file.truncate(file.tell() // 2)
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
-        written.append(file)
+        written.append(descriptor)
 
-    torch.save = torn
+    os.fsync = torn
 
 
 def die_in_the_first() -> None:
@@ -340,9 +299,7 @@ def die_in_the_third() -> None:
     die_while_writing(2)
 
 
-def test_killed_while_a_checkpoint_is_written_the_one_before_stays_whole(tmp_path, short_run):
-    folder = tmp_path / "run"
-    folder.mkdir()
+def test_killed_while_a_checkpoint_is_written_the_one_before_stays_whole(folder, short_run):
     code, _, errors = run(SHORT, folder, die_in_the_third)
     assert code == -signal.SIGKILL, errors
     load(last_of(folder))
@@ -352,27 +309,74 @@ def test_killed_while_a_checkpoint_is_written_the_one_before_stays_whole(tmp_pat
     assert {path.name for path in last_of(folder).parent.iterdir()} == {"last.ckpt", "best.ckpt"}
 
 
-def test_killed_before_its_first_checkpoint_a_run_has_nothing_to_resume(tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
+def test_killed_before_its_first_checkpoint_a_run_has_nothing_to_resume(folder):
     assert run(SHORT, folder, die_in_the_first)[0] == -signal.SIGKILL
     assert not last_of(folder).exists()
-    code, output, errors = run("--resume", folder)
-    assert (code, output, errors.count("\n")) == (2, "", 1)
+    assert "version_0" in refusal("--resume", folder)
+
+
+# Several at once
+
+
+def test_runs_started_together_have_a_folder_each_and_are_as_if_alone(tmp_path, folder, short_run):
+    processes = [start(f"{SHORT} --seed {seed}", folder) for seed in range(4)]
+    for process in processes:
+        code, _, errors = finish(process, folder)
+        assert code == 0, errors
+    assert versions(folder) == [f"version_{number}" for number in range(4)]
+    runs = [folder / "lightning_logs" / version for version in versions(folder)]
+    seeds = [load(run / "checkpoints" / "last.ckpt")["hyper_parameters"]["seed"] for run in runs]
+    assert sorted(seeds) == [0, 1, 2, 3]
+    alone = version_of(tmp_path / "alone")
+    alone.parent.mkdir(parents=True)
+    runs[seeds.index(0)].rename(alone)
+    assert_same_run(tmp_path / "alone", short_run)
+
+
+def test_resume_of_a_run_that_still_goes_is_refused_until_it_is_dead(tmp_path, folder):
+    process = start(f"{SHORT} --max_epochs 120", folder)
+    wait_for_changes(last_of(folder), 1, process)
+    os.kill(process.pid, signal.SIGSTOP)  # so that it does not end meanwhile
+    second = tmp_path / "second"  # the same folder, but the output of the second process goes beside this name
+    second.symlink_to(folder)
+    assert "still goes" in refusal("--resume", second)
+    process.kill()
+    finish(process, folder)
+    code, _, errors = run("--resume", folder)
+    assert code == 0, errors
 
 
 # Interrupted
 
 
+def signal_in(owner: object, name: str, number: int) -> None:
+    """Let the process get a signal when it calls this function for the first time."""
+    function = getattr(owner, name)
+
+    def signalled(*args, **kwargs):
+        setattr(owner, name, function)
+        os.kill(os.getpid(), number)
+        return function(*args, **kwargs)
+
+    setattr(owner, name, signalled)
+
+
+def in_the_decision(number: int) -> None:
+    """Let it come when the processes have been asked for theirs, and the answer is not there yet."""
+    signal_in(Strategy, "reduce_boolean_decision", number)
+
+
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped_by_a_signal_and_continued_as_it_says_equals_one_go(tmp_path, short_run, number, expected):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    process = start(SHORT, folder)
-    wait_for_changes(last_of(folder), 1, process)
-    process.join(random.uniform(0, 0.3))
-    written = mtime(last_of(folder))
-    os.kill(process.pid, number)
+@pytest.mark.parametrize("where", ["anywhere", "in the decision"])
+def test_stopped_by_a_signal_and_continued_as_it_says_equals_one_go(folder, short_run, number, expected, where):
+    process = start(SHORT, folder, functools.partial(in_the_decision, number) if where == "in the decision" else None)
+    if where == "anywhere":
+        wait_for_changes(last_of(folder), 1, process)
+        process.join(random.uniform(0, 0.05))
+        written = mtime(last_of(folder))
+        os.kill(process.pid, number)
+    else:
+        written = 0
     code, output, errors = finish(process, folder)
     assert code == expected, errors
     assert "Traceback" not in errors
@@ -387,26 +391,22 @@ def test_stopped_by_a_signal_and_continued_as_it_says_equals_one_go(tmp_path, sh
     assert_same_run(folder, short_run)
 
 
-def signal_in_the_test(number: int) -> None:
-    """Let the process be signalled when the first of the closing test's episodes begins."""
-    from gymnasium.envs.classic_control import CartPoleEnv
-
-    reset = CartPoleEnv.reset
-
-    def signalled(self, *, seed=None, options=None):
-        if seed == dqn_cartpole.TEST_SEEDS[0]:
-            os.kill(os.getpid(), number)
-        return reset(self, seed=seed, options=options)
-
-    CartPoleEnv.reset = signalled
-
-
-@pytest.mark.parametrize("flags", ["--resume", "--test lightning_logs/version_0/checkpoints/last.ckpt"])
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_during_the_closing_test_ends_it_and_loses_nothing(copied, number, expected, flags):
+@pytest.mark.parametrize(
+    ("flags", "owner", "name"),
+    [
+        ("--resume", Strategy, "reduce_boolean_decision"),  # while it tries whether the checkpoint fits
+        ("--resume --max_epochs 31", torch.optim.Adam, "__init__"),  # before the first step
+        ("--resume", SyncVectorEnv, "reset"),  # in the closing test
+        ("--resume", Image.Image, "quantize"),  # while it is filmed
+        ("--test lightning_logs/version_0/checkpoints/last.ckpt", SyncVectorEnv, "reset"),
+    ],
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_where_nothing_is_to_be_saved_ends_it_and_loses_nothing(copied, number, flags, owner, name):
     before = last_of(copied).read_bytes()
-    code, _, errors = run(flags, copied, functools.partial(signal_in_the_test, number))
-    assert code == expected, errors
+    code, _, errors = run(flags, copied, functools.partial(signal_in, owner, name, number))
+    assert code in (128 + number, -number), errors
+    assert "Traceback" not in errors
     assert last_of(copied).read_bytes() == before
 
 
@@ -426,78 +426,83 @@ def test_ctrl_c_on_a_real_command_line_exits_with_130(tmp_path):
 # Continued on purpose
 
 
-@pytest.fixture
-def copied(tmp_path, short_run) -> Path:
-    """A folder with a copy of the short run, to be changed."""
-    return Path(shutil.copytree(short_run, tmp_path / "copy"))
+def test_best_checkpoint_is_small_and_its_resume_refused(copied):
+    """It is for playing and sharing: weights and hyperparameters, whatever the size of the buffer."""
+    best, last = load(last_of(copied).with_name("best.ckpt")), load(last_of(copied))
+    assert not {"dqn", "optimizer_states"} & best.keys()
+    assert best["hyper_parameters"] == last["hyper_parameters"]
+    assert "weights only" in refusal("--resume lightning_logs/version_0/checkpoints/best.ckpt", copied)
 
 
-def test_best_checkpoint_holds_weights_only_and_says_so(copied):
-    best = last_of(copied).with_name("best.ckpt")
-    assert best.stat().st_size < 20_000
-    before = contents(copied)
-    code, _, errors = run(f"--resume {best.relative_to(copied)}", copied)
-    assert (code, errors.count("\n")) == (2, 1)
-    assert "holds weights only" in errors
-    assert contents(copied) == before
-
-
-def test_checkpoint_from_elsewhere_continues_exactly_in_a_run_of_its_own(copied, tmp_path):
+def test_checkpoint_from_elsewhere_continues_exactly_in_a_run_of_its_own(copied, short_run, tmp_path):
     """Not in a folder that happens to have the number of the one that it came from."""
-    elsewhere = tmp_path / "elsewhere" / "version_0" / "checkpoints" / "mine.ckpt"
-    elsewhere.parent.mkdir(parents=True)
-    shutil.copy(last_of(copied), elsewhere)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    code, _, errors = run(f"{SHORT} --max_epochs 20", elsewhere)
+    assert code == 0, errors
     before = contents(version_of(copied))
-    for flags, folder in ((f"--resume {elsewhere}", "version_1"), ("--resume", "version_1")):
-        code, _, errors = run(f"{flags} --max_epochs 40", copied)
-        assert code == 0, errors
-        assert load(copied / "lightning_logs" / folder / "checkpoints" / "last.ckpt")["epoch"] == 39
+    code, _, errors = run(f"--resume {last_of(elsewhere)} --max_epochs 30", copied)
+    assert code == 0, errors
     assert contents(version_of(copied)) == before
+    ours, theirs = load(copied / "lightning_logs/version_1/checkpoints/last.ckpt"), load(last_of(short_run))
+    for entry in ("global_step", "state_dict", "optimizer_states", "dqn"):
+        assert same(ours[entry], theirs[entry]), entry
 
 
-def test_best_score_is_remembered_when_validations_come_at_another_interval(copied):
-    """Otherwise the first of them would overwrite best.ckpt with what may be worse."""
-    best, checkpoint = last_of(copied).with_name("best.ckpt"), load(last_of(copied))
+def test_best_score_is_remembered_in_a_renamed_folder_and_at_another_interval(copied):
+    """Otherwise the first validation would overwrite best.ckpt with what may be worse."""
+    checkpoint = load(last_of(copied))
     checkpoint["dqn"][0]["best_reward"] = 1e6  # out of reach
     torch.save(checkpoint, last_of(copied))
+    renamed = version_of(copied).rename(copied / "lightning_logs" / "renamed")
+    last, best = (renamed / "checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
     before = best.read_bytes()
-    version_of(copied).rename(copied / "lightning_logs" / "mine")  # nor does the name of the folder matter
-    last = "lightning_logs/mine/checkpoints/last.ckpt"
     code, _, errors = run(f"--resume {last} --max_epochs 32 --val_check_interval 26", copied)
     assert code == 0, errors
-    assert len(scalars(copied / "lightning_logs" / "mine")["val_reward"]) == 2
-    assert load(copied / last)["dqn"][0]["best_reward"] == 1e6
-    assert (copied / last).with_name("best.ckpt").read_bytes() == before
+    assert len(scalars(renamed)["val_reward"]) == 2
+    assert load(last)["dqn"][0]["best_reward"] == 1e6
+    assert best.read_bytes() == before
 
 
-def test_larger_max_epochs_trains_on_as_if_asked_for_at_once(tmp_path, short_run):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    for flags in (SHORT.replace("--max_epochs 30", "--max_epochs 20"), "--resume --max_epochs 30"):
+def test_folder_that_a_strangers_checkpoint_names_stays(copied):
+    """Lightning's ModelCheckpoint takes paths from there, and deletes one at the next better validation."""
+    precious = copied / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("mine")
+    callback, low, checkpoint = ModelCheckpoint(), torch.tensor(-1.0), load(last_of(copied))
+    own = "./lightning_logs/version_0/checkpoints"
+    named = f"{own}/../../../precious"  # it deletes in its own folder only, it thinks
+    state = callback.state_dict() | {"best_k_models": {named: low}, "kth_best_model_path": named, "dirpath": own}
+    state |= {"kth_value": low, "best_model_score": low}
+    checkpoint["callbacks"] = {"Checkpoints": state, callback.state_key: state}
+    checkpoint["dqn"][0]["best_reward"] = -1.0
+    torch.save(checkpoint, last_of(copied))
+    best = mtime(last_of(copied).with_name("best.ckpt"))
+    code, _, errors = run("--resume --max_epochs 32 --val_check_interval 26", copied)
+    assert code == 0, errors
+    assert mtime(last_of(copied).with_name("best.ckpt")) > best
+    assert (precious / "file").read_text() == "mine"
+
+
+def test_larger_max_epochs_trains_on_as_if_asked_for_at_once(folder, short_run):
+    for flags in (f"{SHORT} --max_epochs 20", "--resume --max_epochs 30"):
         code, _, errors = run(flags, folder)
         assert code == 0, errors
     assert load(last_of(folder))["hyper_parameters"]["max_epochs"] == 30
     assert_same_run(folder, short_run)
 
 
-def test_resume_takes_the_newest_run(copied):
+def test_resume_takes_the_newest_run_or_none(copied):
     logs = copied / "lightning_logs"
-    for number in (2, 10):
+    for number in (10, 2):  # the newest has the highest number, whatever was written last
         shutil.copytree(logs / "version_0", logs / f"version_{number}")
     before = {path: mtime(path) for path in logs.rglob("*.ckpt")}
     code, _, errors = run("--resume --max_epochs 31", copied)
     assert code == 0, errors
     written = {path.parents[1].name for path in logs.rglob("last.ckpt") if mtime(path) != before[path]}
     assert written == {"version_10"}
-
-
-def test_resume_does_not_take_an_older_run_than_the_newest(copied):
-    (copied / "lightning_logs" / "version_11").mkdir()  # killed before its first checkpoint, or just begun
-    before = contents(copied)
-    code, _, errors = run("--resume", copied)
-    assert (code, errors.count("\n")) == (2, 1)
-    assert "version_11" in errors
-    assert contents(copied) == before
+    (logs / "version_11").mkdir()  # killed before its first checkpoint
+    assert "version_11" in refusal("--resume", copied)
 
 
 def test_a_finished_run_can_be_resumed_and_stays_as_it_is(copied, short_run):
@@ -519,27 +524,19 @@ def test_a_finished_run_can_be_resumed_and_stays_as_it_is(copied, short_run):
         "--lr_schedule linear",
         "--double_dqn",
         "--grad_clip 12.5",
+        "--n_step 2",
     ],
 )
 def test_flag_that_contradicts_the_run_is_refused_with_both_values(short_run, flags):
     flag, *value = flags.split()
     trained_with = load(last_of(short_run))["hyper_parameters"][flag.removeprefix("--")]
-    words = re.split(r"[:;,]? ", refusal(flags, short_run))
+    words = re.split(r"[:;,]? ", refusal(f"--resume {flags}", short_run))
     assert {flag, *value, str(trained_with)} <= set(words)
 
 
 @pytest.mark.parametrize("epochs", ["29", "1"])
 def test_fewer_epochs_than_the_run_has_are_refused(short_run, epochs):
-    assert f"--max_epochs {epochs}" in refusal(f"--max_epochs {epochs}", short_run)
-
-
-def refusal(flags: str, folder: Path) -> str:
-    """The line with which `--resume FLAGS` is refused, nothing in the folder having changed."""
-    before = contents(folder)
-    code, _, errors = run(f"--resume {flags}", folder)
-    assert (code, errors.count("\n")) == (2, 1)
-    assert contents(folder) == before
-    return errors.strip()
+    assert f"--max_epochs {epochs}" in refusal(f"--resume --max_epochs {epochs}", short_run)
 
 
 def test_flag_that_repeats_the_runs_own_value_is_no_contradiction(copied):
@@ -548,9 +545,7 @@ def test_flag_that_repeats_the_runs_own_value_is_no_contradiction(copied):
     assert code == 0, errors
 
 
-def test_settings_of_zero_are_kept(tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
+def test_settings_of_zero_are_kept(folder):
     for flags in ("--eps_end 0 --gamma 0 --double_dqn --max_epochs 2", "--resume --max_epochs 3"):
         code, _, errors = run(flags, folder)
         assert code == 0, errors
@@ -584,18 +579,27 @@ def test_buffer_goes_on_where_it_stood(tmp_path, count):
             assert np.array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("steps", [0, 1, 9, 60])
-def test_agent_goes_on_in_the_middle_of_an_episode(tmp_path, steps):
+@pytest.mark.parametrize("n_step", [1, 4])
+@pytest.mark.parametrize("steps", [4, 9, 60])
+def test_agent_and_buffer_go_on_in_the_middle_of_an_episode(tmp_path, steps, n_step):
+    """With n-step returns the steps that wait are no part of the state: the agent plays them again."""
     net = torch.nn.Linear(4, 2)
-    agents = [Agent(make_env("CartPole-v0", 25), ReplayBuffer(500, seed=0), seed=seed) for seed in (1, 2)]
+    buffers = [ReplayBuffer(30, seed) if n_step == 1 else NStepBuffer(30, n_step, 0.9, seed) for seed in (1, 2)]
+    agents = [Agent(make_env("CartPole-v0", 25), buffer, seed=seed) for seed, buffer in enumerate(buffers)]
     for _ in range(steps):
         agents[0].play_step(net, epsilon=0.5)
-    torch.save(agents[0].state_dict(), tmp_path / "state")
-    agents[1].play_step(net)  # it was somewhere else
-    agents[1].load_state_dict(load(tmp_path / "state"))
+    torch.save({"agent": agents[0].state_dict(), "buffer": buffers[0].state_dict()}, tmp_path / "state")
+    state = load(tmp_path / "state")
+    for _ in range(5):
+        agents[1].play_step(net)  # it was somewhere else
+    agents[1].load_state_dict(state["agent"])
+    buffers[1].load_state_dict(state["buffer"])
     for _ in range(100):
         assert np.array_equal(agents[1].state, agents[0].state)
         assert agents[1].play_step(net, epsilon=0.5) == agents[0].play_step(net, epsilon=0.5)
+        assert len(buffers[1]) == len(buffers[0])
+        for ours, theirs in zip(*(buffer.sample(len(buffer)) for buffer in buffers)):
+            assert np.array_equal(ours, theirs)
 
 
 def test_state_of_an_agent_does_not_change_as_it_plays_on():
