@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import errno
 import inspect
 import io
@@ -24,6 +25,7 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -32,7 +34,7 @@ import zipfile
 from collections import deque, namedtuple
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the program at once, until there is something to save
@@ -41,14 +43,12 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from filelock import FileLock, Timeout
+from lightning_utilities import apply_to_collection
 from PIL import Image, ImageDraw, ImageOps
-from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.utilities import rank_zero_only
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import nn
-from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 
@@ -261,7 +261,9 @@ def make_env(env: str, episode_length: int | None = None, render_mode: str | Non
     try:
         made = gym.make(env, max_episode_steps=episode_length, disable_env_checker=True, **drawn)
     except (gym.error.Error, ImportError) as error:  # there is no such environment, or its package is missing
-        raise UsageError(f"--env {env}: {' '.join(str(error).split()) or repr(error)}") from None
+        unknown = isinstance(error, gym.error.UnregisteredEnv)
+        hint = "; --env package:Name-v0 imports the package that brings it" if unknown else ""
+        raise UsageError(f"--env {env}: {one_line(error)}{hint}") from None
     if not isinstance(made.action_space, gym.spaces.Discrete) or made.action_space.start != 0:
         raise UsageError(f"--env {env}: DQN needs a Discrete action space from 0, not {made.action_space}")
     # Arrays keep their shape; what is not an array (Discrete, Tuple and Dict spaces) becomes one.
@@ -395,8 +397,8 @@ class DQNLightning(pl.LightningModule):
             next_values = next_values.masked_fill(dones, 0.0)  # after the end there is nothing to earn
             targets = rewards + self.hparams.gamma**self.hparams.n_step * next_values
         if self.hparams.clip_error:
-            return functional.huber_loss(q_values, targets, delta=self.hparams.clip_error)
-        return functional.mse_loss(q_values, targets)
+            return nn.functional.huber_loss(q_values, targets, delta=self.hparams.clip_error)
+        return nn.functional.mse_loss(q_values, targets)
 
     @torch.no_grad()
     def sync_target(self) -> None:
@@ -416,8 +418,7 @@ class DQNLightning(pl.LightningModule):
             scalars |= {"total_reward": self.episode_reward, "avg_reward": self.avg_reward}
             self.episode_reward = 0.0
         if self.global_step % LOG_EVERY == 0:
-            with torch.no_grad():
-                q_mean = self.net(batch[0]).amax(1).mean().item()
+            q_mean = self.net(batch[0]).amax(1).mean().item()
             scalars |= {"reward": reward, "train_loss": loss.item(), "epsilon": self.epsilon, "q_mean": q_mean}
             scalars["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         if scalars and self.logger:
@@ -435,8 +436,7 @@ class DQNLightning(pl.LightningModule):
 
     def lr_factor(self, epoch: int) -> float:
         """What `lr` is multiplied by in an epoch: 1 at the start of the run, as `lr_schedule` says later."""
-        steps = self.trainer.estimated_stepping_batches  # of the whole run
-        progress = min(1.0, self.global_step / steps)
+        progress = min(1.0, self.global_step / self.trainer.estimated_stepping_batches)  # of the whole run
         factors = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
         return factors[self.hparams.lr_schedule]
 
@@ -484,7 +484,7 @@ class DQNLightning(pl.LightningModule):
 
 
 class UsageError(ValueError):
-    """An argument that cannot work; the message is one line that names the argument, its value and the remedy."""
+    """Input that cannot work; the message is one line that names the flag, its value and the remedy."""
 
 
 class NStepBuffer(ReplayBuffer):
@@ -527,14 +527,14 @@ class FastDQN(DQNLightning):
             super().__setattr__(name, value)
 
 
-class NoProfiler(PassThroughProfiler):  # 5 %: Lightning's idle one makes a context manager for every hook
+class NoProfiler(pl.profilers.PassThroughProfiler):  # 5 %: Lightning's idle one makes a context manager for every hook
     nothing = contextlib.nullcontext()
 
     def profile(self, action_name: str) -> Any:
         return self.nothing
 
 
-class Progress(Callback):
+class Progress(pl.Callback):
     """One bar for the whole run, where somebody can see it, and a line for every validation."""
 
     bar = tqdm(disable=True)  # until training starts, and in all processes but the first
@@ -542,7 +542,8 @@ class Progress(Callback):
     @rank_zero_only
     def on_train_start(self, trainer: pl.Trainer, module: DQNLightning) -> None:
         steps, begun = trainer.max_epochs * module.steps_per_epoch, trainer.global_step
-        self.bar = tqdm(total=steps, initial=begun, unit="step", mininterval=0.3, dynamic_ncols=True, disable=None)
+        hidden = False if "ipykernel" in sys.modules else None  # in a notebook it shows; else on a terminal alone
+        self.bar = tqdm(total=steps, initial=begun, unit="step", mininterval=0.3, dynamic_ncols=True, disable=hidden)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: DQNLightning, *_: Any) -> None:
         if self.bar.update():  # it was drawn; the next time will show this
@@ -560,7 +561,62 @@ class Progress(Callback):
     on_exception = on_train_end
 
 
-class Checkpoints(Checkpoint):
+class RunFolder(pl.Callback):
+    """Gives the run a folder of its own, and its logger, when training begins: what cannot begin leaves nothing.
+
+    The folder is a new lightning_logs/version_N, or that of the checkpoint `resume`. It stays locked while training.
+    """
+
+    def __init__(self, resume: Path | None = None) -> None:
+        folder, here = resume.absolute().parents[1] if resume else Path(), Path("lightning_logs").absolute()
+        self.version = folder.name if folder.parent == here else None  # what comes from elsewhere goes on in a new one
+        self.locked = contextlib.ExitStack()
+
+    def on_train_start(self, trainer: pl.Trainer, module: DQNLightning) -> None:
+        asked, held = module.hparams, len(module.buffer)
+        if held < asked.sample_size:  # a time limit cuts episodes before they have n_step rewards
+            few = f"with --n_step {asked.n_step} makes {held} experiences, fewer than --sample_size {asked.sample_size}"
+            raise UsageError(f"--warm_start_steps {asked.warm_start_steps}: {few}; give more")
+        again = trainer.global_step or None  # what a killed run logged after its last checkpoint comes again
+        logger = TensorBoardLogger(".", version=self.version, default_hp_metric=False, flush_secs=5, purge_step=again)
+        trainer.logger = logger
+        self.claim(logger)
+        logger.log_hyperparams(module.hparams)
+        logger.save()
+        device, folder = f"{trainer.world_size} x {trainer.strategy.root_device.type}", Path(logger.log_dir)
+        length = f"{trainer.max_epochs:,} epochs of {module.steps_per_epoch} steps"
+        say(f"{asked.env} on {device}: {length}, logged in {folder}")
+        size = sum(array.nbytes for array in module.buffer.arrays)
+        if size > 10**9:
+            say(f"the replay buffer takes {size / 10**9:.1f} GB of memory and of last.ckpt; --replay_size sets it")
+        if module.agent.state.size > 10_000:
+            say(f"{module.agent.state.size:,} numbers in an observation: the README has a better network for pixels")
+
+    def on_fit_end(self, trainer: pl.Trainer, module: DQNLightning) -> None:
+        if not trainer.logger:  # of a finished run nothing was left to train
+            self.on_train_start(trainer, module)
+
+    @rank_zero_only
+    def claim(self, logger: TensorBoardLogger) -> None:
+        logs = Path("lightning_logs")
+        try:
+            logs.mkdir(exist_ok=True)
+            with FileLock(logs / ".lock", timeout=10):  # so that each of two runs that start together has its own
+                logs = Path(logger.log_dir)
+                logs.mkdir(exist_ok=True)
+                self.locked.enter_context(FileLock(logs / ".lock", timeout=0))  # what a dead process held is free
+        except Timeout:
+            raise UsageError(f"{logs}: its run still goes; stop that first") from None
+        except OSError as error:
+            raise UsageError(f"{logs}: cannot be written in this folder ({error.strerror})") from None
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        self.locked.close()
+
+    on_exception = teardown
+
+
+class Checkpoints(pl.callbacks.Checkpoint):
     """Writes best.ckpt, the weights of the best validation, and last.ckpt, from which a run goes on exactly.
 
     Always between two epochs, where no sample is half used: last.ckpt every two seconds (less often where that would
@@ -572,9 +628,6 @@ class Checkpoints(Checkpoint):
     folder = Path("checkpoints")  # until training begins
     next_write = 0.0  # by time.monotonic
 
-    def __init__(self, write: bool = True) -> None:
-        self.write = write  # or only restore
-
     def setup(self, trainer: pl.Trainer, module: DQNLightning, stage: str) -> None:
         """Where several processes train one network, let each play other episodes and explore in its own way."""
         if stage == "fit" and trainer.world_size > 1:
@@ -582,24 +635,23 @@ class Checkpoints(Checkpoint):
                 part.rng = part.rng.spawn(trainer.world_size)[trainer.global_rank]
             module.agent.seeds = TRAIN_SEEDS[trainer.global_rank :: trainer.world_size]
             module.agent.reset()
-            module.buffer.appended = 0  # so that the module fills it again
 
     def on_train_start(self, trainer: pl.Trainer, module: DQNLightning) -> None:
         self.folder = Path(trainer.log_dir or trainer.default_root_dir, "checkpoints")
-        for partial in self.folder.glob("*.ckpt.*.partial") if self.write and trainer.is_global_zero else ():
+        for partial in self.folder.glob("*.ckpt.*.partial") if trainer.is_global_zero else ():
             partial.unlink()  # whoever wrote it was killed
+        self.on_test_start(trainer, module)
 
+    def on_test_start(self, trainer: pl.Trainer, module: DQNLightning) -> None:
         def stop(number: int, _: Any) -> None:
             self.stopped_by = number
             signal.signal(number, signal.SIG_DFL)  # the second time ends the process at once
-            if trainer.testing or not self.write:  # nothing is left to be saved
+            if trainer.testing:  # nothing is left to be saved
                 sys.exit(128 + number)
 
         with contextlib.suppress(ValueError):  # only the main thread may ask for signals
             signal.signal(signal.SIGINT, stop)
             signal.signal(signal.SIGTERM, stop)
-
-    on_test_start = on_train_start
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: DQNLightning) -> None:
         reward, names = trainer.callback_metrics.get("val_reward", torch.tensor(0.0)), []
@@ -617,7 +669,7 @@ class Checkpoints(Checkpoint):
             self.stopped_by = self.stopped_by or signal.SIGTERM  # where another process was told
         if stop or trainer.current_epoch + 1 == trainer.max_epochs or time.monotonic() >= self.next_write:
             names.append("last.ckpt")
-        for name in trainer.strategy.broadcast(names) if self.write else ():  # what the first process decides, all do
+        for name in trainer.strategy.broadcast(names):  # what the first process decides, all do
             self.save(trainer, name)
 
     def save(self, trainer: pl.Trainer, name: str) -> None:
@@ -647,9 +699,10 @@ class Checkpoints(Checkpoint):
         }
         if not all(array.isfinite().all() for array in mine["buffer"]["arrays"] if array.is_floating_point()):
             raise FloatingPointError(f"an observation or a reward up to step {trainer.global_step} is not finite")
-        checkpoint["dqn"] = [mine]
+        mine = apply_to_collection(mine, np.ndarray, torch.from_numpy)  # a checkpoint holds tensors and plain numbers
+        checkpoint["dqn"] = [apply_to_collection(mine, np.generic, np.generic.item)]
         if trainer.world_size > 1:
-            checkpoint["dqn"] = [None] * trainer.world_size
+            mine, checkpoint["dqn"] = checkpoint["dqn"][0], [None] * trainer.world_size
             torch.distributed.all_gather_object(checkpoint["dqn"], mine)
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: DQNLightning, checkpoint: dict[str, Any]) -> None:
@@ -659,9 +712,13 @@ class Checkpoints(Checkpoint):
         done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
         if not done["completed"] == done["processed"] - 1 == checkpoint["epoch"]:
             raise ValueError("its counts of epochs contradict each other")
+        if checkpoint["epoch"] >= trainer.max_epochs:
+            raise ValueError(f"--max_epochs {trainer.max_epochs} are fewer than it has trained")
+        if len(checkpoint["dqn"]) != trainer.world_size:
+            raise ValueError(f"it has to go on in {len(checkpoint['dqn'])} processes, as before")
         states = checkpoint["optimizer_states"][0]["state"].values()
         for weight, state in zip(module.net.parameters(), states, strict=True):
-            if any(moment.ndim and moment.shape != weight.shape for moment in state.values()):
+            if not state["exp_avg"].shape == state["exp_avg_sq"].shape == weight.shape:
                 raise ValueError("the optimizer's state is of another network")  # fused Adam would end the process
         mine = checkpoint["dqn"][trainer.global_rank]
         module.agent.load_state_dict(mine["agent"])  # first, for it plays into the buffer
@@ -675,16 +732,11 @@ class Checkpoints(Checkpoint):
         """End the other processes, which would wait for this one, and say where it happened."""
         if trainer.strategy.launcher:
             trainer.strategy.launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows has only the second
-        name_episode(error, module.agent if trainer.training else None)
-
-
-def name_episode(error: BaseException, agent: Agent | None) -> None:
-    """Add to a traceback where the agent was; an environment that ends the program has failed too."""
-    if isinstance(error, SystemExit) and error.code not in (130, 143):  # which are the answers to a signal
-        raise RuntimeError("the environment tried to end the program") from error
-    if agent:
-        step, seed = len(agent.actions), agent.episode_seed
-        error.add_note(f"The agent was in step {step} of the training episode with seed {seed}.")
+        if isinstance(error, SystemExit) and error.code not in (130, 143):  # which are the answers to a signal
+            raise RuntimeError("the environment tried to end the program") from error
+        if trainer.training:
+            step, seed = len(module.agent.actions), module.agent.episode_seed
+            error.add_note(f"The agent was in step {step} of the training episode with seed {seed}.")
 
 
 def play(model: DQNLightning, render_mode: str) -> Iterator[Image.Image]:
@@ -696,7 +748,9 @@ def play(model: DQNLightning, render_mode: str) -> Iterator[Image.Image]:
         if render_mode == "rgb_array":
             with torch.no_grad():
                 q_values = model.net(torch.as_tensor(agent.state, device=model.device).unsqueeze(0))[0].tolist()
-            picture = ImageOps.contain(Image.fromarray(env.render()), (300, 300))
+            frame = np.squeeze(env.render())
+            frame = np.uint8(255 * frame) if frame.dtype.kind == "f" else frame
+            picture = ImageOps.contain(Image.fromarray(frame).convert("RGB"), (300, 300))
             picture = ImageOps.expand(picture, (0, 20, 0, 0), "white")
             text = f"step {len(agent.actions)}, Q {', '.join(f'{q:.1f}' for q in q_values)}"
             ImageDraw.Draw(picture).text((5, 3), text, fill="black", font_size=12)
@@ -728,8 +782,15 @@ def say(text: str) -> None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or repr(error)
+
+
+def shell(*words: object) -> str:
+    """A command line of this script, to be pasted into the system's own shell."""
+    script = sys.argv[0] if Path(sys.argv[0]).name == Path(__file__).name else __file__  # which is so in a notebook
+    words = ("python", script, *map(str, words))
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def number(kind: type, least: float, greatest: float) -> Callable[[str], Any]:
@@ -754,73 +815,78 @@ def env_id(text: str) -> str:
 count, fraction, positive = number(int, 1, 10**9), number(float, 0, 1), number(float, 1e-9, 1e9)
 READERS = {"str": env_id, "int": count, "int | None": count, "float": fraction, "float | None": positive}
 OWN_READERS = {"lr": number(float, 1e-9, 10), "tau": number(float, 1e-9, 1)}  # of settings whose type does not say it
-DEVICES = {"gpus": 0, "num_nodes": 1, "num_processes": 1}  # settings that no checkpoint keeps, and their defaults
 KEPT = ("seed", "max_epochs", "val_check_interval")  # settings of the run that a checkpoint keeps too
 
 
-def make_parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
     """The command line: the settings of the run, and the arguments of `DQNLightning` as it documents them."""
-    about, defaults = __doc__.partition("\n")[0], argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS, description=about, formatter_class=defaults, allow_abbrev=False
-    )
-    run, dqn = parser.add_argument_group("run"), parser.add_argument_group("environment and DQN")
-    add, either = run.add_argument, run.add_mutually_exclusive_group()
-    add("--gpus", type=number(int, -1, 10**6), default=0, help="GPUs to train on; 0 is the CPU, -1 all there are")
-    add("--num_nodes", type=count, default=1, help="machines to train on")
-    add("--num_processes", type=count, default=1, help="processes to train in, on the CPU of each machine")
-    add("--max_epochs", type=count, default=1200, help="epochs to train")
-    add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="decides everything that is random")
-    add("--val_check_interval", type=count, default=520, help="steps between validations, in whole epochs")
-    add("--render", action="store_true", help="show the trained agent playing, in a window")
-    add("--video", action="store_true", help="write agent.gif, the trained agent playing, beside the logs")
-    newest = "go on from this last.ckpt; without a value, from the newest run's"
-    either.add_argument("--resume", metavar="CKPT", nargs="?", type=Path, const=Path(), help=newest)
-    either.add_argument("--test", metavar="CKPT", type=Path, help="only test this checkpoint")
-    for name, keyword in inspect.signature(DQNLightning).parameters.items():
-        meaning = re.search(rf"^ +{name}: (.*)$", DQNLightning.__doc__, re.MULTILINE)[1]
-        how: dict[str, Any] = {"type": OWN_READERS.get(name) or READERS.get(keyword.annotation)}
-        if keyword.annotation == "bool":
-            how = {"action": "store_true"}
-        elif name == "lr_schedule":
-            how = {"choices": ("constant", "linear", "cosine")}
-        dqn.add_argument(f"--{name}", default=keyword.default, help=meaning, **how)
-    return parser
+
+    def __init__(self) -> None:
+        super().__init__(
+            usage="python dqn_cartpole.py [--flag value ...]",
+            description=__doc__.partition("\n")[0],
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,
+        )
+        run, dqn = self.add_argument_group("run"), self.add_argument_group("environment and DQN")
+        add, either = run.add_argument, run.add_mutually_exclusive_group()
+        add("--gpus", type=number(int, -1, 10**6), default=0, help="GPUs to train on; 0 is the CPU, -1 all there are")
+        add("--num_nodes", type=count, default=1, help="machines to train on")
+        add("--num_processes", type=count, default=1, help="processes to train in, on the CPU of each machine")
+        add("--max_epochs", type=count, default=1200, help="epochs to train")
+        add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="decides everything that is random")
+        add("--val_check_interval", type=count, default=520, help="steps between validations, in whole epochs")
+        add("--test_episodes", type=number(int, 1, 1000), default=100, help="episodes of the test at the end")
+        add("--render", action="store_true", help="show the trained agent playing, in a window")
+        add("--video", action="store_true", help="write agent.gif, the trained agent playing, beside the logs")
+        newest = "go on from this last.ckpt; without a value, from the newest run's"
+        either.add_argument("--resume", metavar="CKPT", nargs="?", type=Path, const=Path(), help=newest)
+        either.add_argument("--test", metavar="CKPT", type=Path, help="only test this checkpoint")
+        for name, keyword in inspect.signature(DQNLightning).parameters.items():
+            meaning = re.search(rf"^ +{name}: (.*)$", DQNLightning.__doc__, re.MULTILINE)[1]
+            how: dict[str, Any] = {"type": OWN_READERS.get(name) or READERS.get(keyword.annotation)}
+            if keyword.annotation == "bool":
+                how = {"action": "store_true"}
+            elif name == "lr_schedule":
+                how = {"choices": ("constant", "linear", "cosine")}
+            dqn.add_argument(f"--{name}", default=keyword.default, help=meaning, **how)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; what cannot work ends the program here, with code 2 and one line.
+    """Read the command line; a UsageError says what cannot work.
 
     With --resume or --test the settings come from the checkpoint, and are read as if they stood on the command line.
     """
-    argv, parser, checkpoint = list(sys.argv[1:] if argv is None else argv), make_parser(), {}
-    args = trained = parser.parse_args(argv)
-    dqn = list(inspect.signature(DQNLightning).parameters)
-    try:
-        if path := newest_checkpoint() if args.resume == Path() else args.resume or args.test:
-            source = f"--{'resume' if args.resume else 'test'} {path}"
-            checkpoint = read_checkpoint(path, source)
-            saved = checkpoint["hyper_parameters"]
-            if ":" in str(saved.get("env")) and args.env != saved["env"]:
-                raise UsageError(
-                    f"{source}: its environment imports a module; if you trust it, add --env {saved['env']}"
-                )
-            words = []
-            for name in (*KEPT, *dqn):
-                value = saved.get(name)
-                if value is not None and value is not False:
-                    words.append(f"--{name}" if value is True else f"--{name}={value}")
-            trained, args = parser.parse_args(words), parser.parse_args([*words, *argv])
-            args.resume = args.resume and path
+    parser, argv, checkpoint = Parser(), list(sys.argv[1:] if argv is None else argv), {}
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        name = unknown[0].partition("=")[0].strip("-").replace("-", "_")
+        near = [*difflib.get_close_matches(name, vars(args), 1), "help"][0]
+        raise UsageError(f"{' '.join(unknown)}: no such flag; did you mean --{near}?")
+    dqn, trained = list(inspect.signature(DQNLightning).parameters), args
+    if path := newest_checkpoint() if args.resume == Path() else args.resume or args.test:
+        source = f"--{'resume' if args.resume else 'test'} {path}"
+        checkpoint = read_checkpoint(path, source)
+        saved = checkpoint["hyper_parameters"]
+        if ":" in str(saved.get("env")) and args.env != saved["env"]:
+            raise UsageError(f"{source}: its environment imports a module; if you trust it, add --env {saved['env']}")
+        words = []
+        for name in (*KEPT, *dqn):
+            value = saved.get(name)
+            if value is not None and value is not False:
+                words.append(f"--{name}" if value is True else f"--{name}={value}")
+        trained, args = parser.parse_args(words), parser.parse_args([*words, *argv])
+        args.resume = args.resume and path
         for name in ("seed", *dqn):
-            if checkpoint and (given := getattr(args, name)) != (was := getattr(trained, name)):
+            if (given := getattr(args, name)) != (was := getattr(trained, name)):
                 raise UsageError(f"--{name} {given}: {path} was trained with {was}; leave it out")
         if args.resume and "dqn" not in checkpoint:
-            raise UsageError(f"--resume {path}: holds weights only; give a last.ckpt, or play it with --test")
-        check_devices(args)
-    except UsageError as error:
-        parser.error(str(error))
-    args.checkpoint, args.dqn = checkpoint, {name: getattr(args, name) for name in dqn}
+            raise UsageError(f"{source}: holds weights only; give a last.ckpt, or play it with --test")
+    check_devices(args)
+    args.argv, args.checkpoint, args.dqn = argv, checkpoint, {name: getattr(args, name) for name in dqn}
     return args
 
 
@@ -853,7 +919,8 @@ def read_checkpoint(path: Path, source: str) -> dict[str, Any]:
 
 def check_devices(args: argparse.Namespace) -> None:
     """Raise a UsageError where the devices or processes that are asked for cannot be had."""
-    visible = torch.cuda.device_count() or int(torch.backends.mps.is_available())
+    accelerators = (pl.accelerators.CUDAAccelerator, pl.accelerators.MPSAccelerator)
+    visible = sum(kind.auto_device_count() for kind in accelerators if kind.is_available())
     if args.gpus > visible or (args.gpus and not visible):
         raise UsageError(f"--gpus {args.gpus}: the number of visible GPUs is {visible}; --gpus 0 is the CPU")
     args.gpus = visible if args.gpus == -1 else args.gpus
@@ -862,94 +929,31 @@ def check_devices(args: argparse.Namespace) -> None:
     if args.num_nodes > 1 and not {"MASTER_ADDR", "SLURM_NTASKS"} & os.environ.keys():
         raise UsageError(f"--num_nodes {args.num_nodes}: start it on every machine, with torchrun or srun")
     args.processes = (args.gpus or args.num_processes) * args.num_nodes
-    here, everywhere, total = range(args.processes // args.num_nodes), range(args.processes), [args.processes]
-    fitting = {"RANK": everywhere, "LOCAL_RANK": here, "NODE_RANK": range(args.num_nodes), "WORLD_SIZE": total}
-    fitting |= {"SLURM_PROCID": everywhere, "SLURM_NTASKS": total}
-    alone = {"LOCAL_RANK": "WORLD_SIZE", "SLURM_NTASKS": "SLURM_NTASKS_PER_NODE"}  # a launcher sets both
-    for name, allowed in fitting.items():  # what a launcher left would make this process wait for others
-        lonely = args.processes > 1 and alone.get(name, name) not in os.environ
-        if name in os.environ and (lonely or os.environ[name] not in map(str, allowed)):
-            raise UsageError(f"{name}={os.environ[name]}: the flags ask for {args.processes} in all; unset it")
-
-
-def prepare(model: DQNLightning, args: argparse.Namespace) -> None:
-    """Find out, before anything is written, whether the run can go: play the warm start, or resume for one step."""
-    for flag, mode in (("render", "human"), ("video", "rgb_array")):
-        if getattr(args, flag) and mode not in model.env.metadata.get("render_modes", ()):
-            raise UsageError(f"--{flag}: leave it out; {args.env} has no render mode {mode}")
-    if not args.checkpoint:
-        try:
-            model.populate(args.warm_start_steps)
-        except BaseException as error:
-            name_episode(error, model.agent)
-            raise
-        if len(model.buffer) < args.sample_size:  # a time limit cuts episodes before they have n_step rewards
-            few = f"with --n_step {args.n_step} makes {len(model.buffer)} experiences, fewer than --sample_size"
-            raise UsageError(f"--warm_start_steps {args.warm_start_steps}: {few} ({args.sample_size}); give more")
-        return
-    try:
-        model.load_state_dict(args.checkpoint["state_dict"])
-        trained, processes = args.checkpoint["epoch"] + 1, args.resume and len(args.checkpoint["dqn"])
-        if args.resume and not rank_zero_only.rank:
-            rehearsal = pl.Trainer(
-                accelerator="cpu",
-                devices=1,
-                max_steps=args.checkpoint["global_step"] + 1,
-                limit_val_batches=0,
-                logger=False,
-                callbacks=[Checkpoints(write=False)],
-                enable_progress_bar=False,
-                enable_model_summary=False,
-            )
-            rehearsal.fit(model, ckpt_path=args.resume, weights_only=True)
-    except Exception as error:  # whatever an ill-fitting checkpoint does to those who read it
-        source = f"--resume {args.resume}" if args.resume else f"--test {args.test}"
-        raise UsageError(f"{source}: does not fit: {one_line(error)}") from None
-    if args.resume and args.max_epochs < trained:
-        raise UsageError(f"--max_epochs {args.max_epochs}: {args.resume} has trained {trained} already")
-    if args.resume and processes != args.processes:
-        raise UsageError(f"--resume {args.resume}: has to go on in {processes} processes, as before")
+    ranks, totals = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_NTASKS")
+    launched = {"WORLD_SIZE", "SLURM_NTASKS_PER_NODE"} & os.environ.keys()  # what torchrun and srun set
+    for name in (*ranks, *totals):  # what a launcher left would make this process wait for others
+        fits = range(args.processes) if name in ranks else [args.processes]
+        stray = os.environ.get(name, "")
+        if stray and (stray not in map(str, fits) or (args.processes > 1 and not launched)):
+            raise UsageError(f"{name}={stray}: the flags ask for {args.processes} in all; unset it")
 
 
 @contextlib.contextmanager
-def run_folder(args: argparse.Namespace) -> Iterator[Path]:
-    """The folder of this run alone: that of the checkpoint, or a new lightning_logs/version_N."""
-    logs, path = Path("lightning_logs"), args.resume or args.test
-    folder = path.absolute().parents[1] if path else logs
-    if args.test or rank_zero_only.rank:  # nothing is trained, or the run's first process has the folder
-        yield folder
-        return
-    try:
-        logs.mkdir(exist_ok=True)
-        if folder.parent != logs.absolute():
-            with FileLock(logs / ".lock"):  # so that each of two runs that start together has its own
-                folder = Path(TensorBoardLogger(".").log_dir)
-                folder.mkdir()
-        lock = FileLock(folder / ".lock", timeout=0)  # what a dead process held is free
-        lock.acquire()
-    except Timeout:
-        raise UsageError(f"--resume {args.resume}: its run still goes; stop that first") from None
-    except OSError as error:
-        raise UsageError(f"lightning_logs: cannot be written in this folder ({error.strerror})") from None
-    try:
-        yield logs / folder.name
-    finally:
-        lock.release()
-
-
-def quiet() -> None:
-    """Silence what gym and Lightning say of choices that were made on purpose."""
+def quiet() -> Iterator[None]:
+    """Silence what gym and Lightning say of choices made on purpose; leave the process as it was, for a notebook."""
     said = "is out of date|latest versioned|many workers|LeafSpec|GPU available but|sync_dist|exists and is not empty"
-    said += "|has `__len__` defined|smaller than the logging interval"
-    warnings.filterwarnings("ignore", f".*({said})")
+    said += "|has `__len__` defined|smaller than the logging interval|overflow encountered in cast"
     for package in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(package).setLevel(logging.WARNING)
-
-
-def resume_command(args: argparse.Namespace, last: Path) -> str:
-    """What to type to go on, with the flags that a checkpoint does not hold."""
-    flags = [f"--{name}={value}" for name, value in vars(args).items() if DEVICES.get(name, value) != value]
-    return shlex.join(["python", sys.argv[0], *flags, "--resume", str(last)])
+    threads, variables = torch.get_num_threads(), dict(os.environ)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", f".*({said})")
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        os.environ.clear()
+        os.environ.update(variables)
 
 
 def show(model: DQNLightning, trainer: pl.Trainer, args: argparse.Namespace, folder: Path) -> None:
@@ -963,67 +967,75 @@ def show(model: DQNLightning, trainer: pl.Trainer, args: argparse.Namespace, fol
     step, writer = trainer.global_step, trainer.logger.experiment
     trainer.logger.log_hyperparams(model.hparams, {"test_reward": trainer.callback_metrics["test_reward"].item()}, step)
     versions = ", ".join(f"{package.__name__} {package.__version__}" for package in (torch, pl, gym, np))
-    writer.add_text("run", f"`{shlex.join(['python', *sys.argv])}`, seed {args.seed}, {versions}", step)
+    card = f"`{shell(*args.argv)}`, seed {args.seed}, {args.processes} x {model.device.type}, {versions}"
+    writer.add_text("run", card, step)
     if gif:
         image = Summary.Value(tag="agent", image=Summary.Image(encoded_image_string=gif))
         writer.file_writer.add_summary(Summary(value=[image]), step)
     trainer.logger.finalize("success")
 
 
+@quiet()
 def main(args: argparse.Namespace) -> None:
     """Train, and test the best checkpoint; or only test the checkpoint `args.test`."""
-    quiet()
-    rank_zero_only.rank = rank_zero_only.rank or int(os.environ.get("NODE_RANK", 0))  # Lightning sets it only later
     pl.seed_everything(args.seed, verbose=False)
     model = FastDQN(**args.dqn)
     model.save_hyperparameters({name: getattr(args, name) for name in KEPT})
+    for flag, mode in (("render", "human"), ("video", "rgb_array")):
+        if getattr(args, flag) and mode not in model.env.metadata.get("render_modes", ()):
+            raise UsageError(f"--{flag}: leave it out; {args.env} has no render mode {mode}")
     if args.batch_size * args.hidden_size < 2**16:
         torch.set_num_threads(1)  # a small network waits for more threads longer than it computes
     os.environ["SDL_NO_SIGNAL_HANDLERS"] = "1"  # or Ctrl-C would only ask the window to close
     if not args.render:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # a film alone needs no display
-    prepare(model, args)
-    with run_folder(args) as folder:
-        again = args.checkpoint.get("global_step")  # what a killed run logged after its last checkpoint comes again
-        logger = TensorBoardLogger(".", version=folder.name, default_hp_metric=False, flush_secs=5, purge_step=again)
-        trainer = pl.Trainer(
-            accelerator="gpu" if args.gpus else "cpu",
-            devices=args.gpus or args.num_processes,
-            num_nodes=args.num_nodes,
-            strategy="ddp" if args.processes > 1 else "auto",
-            use_distributed_sampler=False,
-            max_epochs=args.max_epochs,
-            check_val_every_n_epoch=min(args.max_epochs, math.ceil(args.val_check_interval / model.steps_per_epoch)),
-            num_sanity_val_steps=0,
-            gradient_clip_val=args.grad_clip,
-            profiler=NoProfiler(),
-            logger=logger if not args.test else False,
-            callbacks=[Progress(), Checkpoints()],
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        best = args.test
-        if not args.test:
-            device = f"{args.processes} x {trainer.strategy.root_device.type}"
-            length = f"{args.max_epochs:,} epochs of {model.steps_per_epoch} steps"
-            say(f"{args.env} on {device}: {length}, logged in {folder}")
+
+    trainer = pl.Trainer(
+        accelerator="gpu" if args.gpus else "cpu",
+        devices=args.gpus or args.num_processes,
+        num_nodes=args.num_nodes,
+        strategy="ddp" if args.processes > 1 else "auto",
+        use_distributed_sampler=False,
+        max_epochs=args.max_epochs,
+        check_val_every_n_epoch=min(args.max_epochs, math.ceil(args.val_check_interval / model.steps_per_epoch)),
+        num_sanity_val_steps=0,
+        gradient_clip_val=args.grad_clip,
+        profiler=NoProfiler(),
+        logger=False,  # until RunFolder brings it
+        callbacks=[RunFolder(args.resume), Progress(), Checkpoints()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    try:
+        if args.test:
+            model.load_state_dict(args.checkpoint["state_dict"])
+        else:
             trainer.fit(model, ckpt_path=args.resume, weights_only=True)
-            if stopped_by := trainer.checkpoint_callback.stopped_by:
-                go_on = resume_command(args, folder / "checkpoints" / "last.ckpt")
-                say(f"stopped at step {trainer.global_step:,}; to go on:\n{go_on}")
-                # Where one process fails Lightning ends the first, so only that may say how the run ended.
-                sys.exit(128 + stopped_by if trainer.is_global_zero else 0)
-            last, best = (Path(trainer.log_dir, "checkpoints", name) for name in ("last.ckpt", "best.ckpt"))
-            best = best if best.exists() else last  # a run resumed shortly before its end may have none
-        trainer.test(model, ckpt_path=None if args.test else best, verbose=False, weights_only=True)
-        if trainer.is_global_zero:
-            show(model, trainer, args, folder)
-            mean, std = (trainer.callback_metrics[name] for name in ("test_reward", "test_reward_std"))
-            say(f"test_reward: {mean:.2f} +/- {std:.2f} over {len(TEST_SEEDS)} episodes")
-            say("tensorboard --logdir lightning_logs")
-            say(shlex.join(["python", sys.argv[0], "--test", str(best)]))
-            if args.render:
-                deque(play(model, "human"))
+    except Exception as error:
+        if not args.checkpoint or trainer.logger:
+            raise
+        source = f"--test {args.test}" if args.test else f"--resume {args.resume}"
+        raise UsageError(f"{source}: does not fit: {one_line(error)}") from None
+
+    best = args.test
+    if not args.test:
+        last, best = (Path(trainer.log_dir, "checkpoints", name) for name in ("last.ckpt", "best.ckpt"))
+        best = best if best.exists() else last  # a run resumed shortly before its end may have none
+        if stopped_by := trainer.checkpoint_callback.stopped_by:
+            say(f"stopped at step {trainer.global_step:,}; to go on:\n{shell(*args.argv, '--resume', last)}")
+            # Where one process fails Lightning ends the first, so only that may say how the run ended.
+            sys.exit(128 + stopped_by if trainer.is_global_zero else 0)
+    seeds = range(TEST_SEEDS.start, TEST_SEEDS.start + args.test_episodes)
+    episodes: DataLoader = DataLoader(seeds, batch_size=len(seeds))
+    trainer.test(model, episodes, ckpt_path=None if args.test else best, verbose=False, weights_only=True)
+    if trainer.is_global_zero:
+        show(model, trainer, args, best.parents[1])
+        mean, std = (trainer.callback_metrics[name] for name in ("test_reward", "test_reward_std"))
+        say(f"test_reward: {mean:.2f} +/- {std:.2f} over {len(seeds)} episodes")
+        say("tensorboard --logdir lightning_logs")
+        say(shell("--test", best))
+        if args.render:
+            deque(play(model, "human"))
 
 
 if __name__ == "__main__":
@@ -1036,17 +1048,16 @@ if __name__ == "__main__":
     threading.excepthook = lambda failed: issubclass(failed.exc_type, OSError) or threading.__excepthook__(failed)
     try:
         main(parse_args())
-    except (UsageError, FloatingPointError) as error:
-        print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+    except Exception as error:
+        code, message = 1, str(error)
+        if isinstance(error, UsageError):
+            code = 2
+        elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            message = f"cannot write to lightning_logs: {error.strerror}"
+        elif isinstance(error, MemoryError | RuntimeError) and "allocate" in message:  # as NumPy and PyTorch say it
+            code, sizes = 2, "a smaller --replay_size, --hidden_size or --batch_size takes less"
+            message = f"{one_line(error)}; {sizes}"
+        elif not isinstance(error, FloatingPointError):
             raise
-        print(f"{Path(__file__).name}: error: cannot write to lightning_logs: {error.strerror}", file=sys.stderr)
-        sys.exit(1)
-    except (MemoryError, RuntimeError) as error:
-        if "allocate" not in str(error):  # how both NumPy and PyTorch say that memory is short
-            raise
-        sizes = "a smaller --replay_size, --hidden_size or --batch_size takes less"
-        print(f"{Path(__file__).name}: error: {one_line(error)}; {sizes}", file=sys.stderr)
-        sys.exit(2)
+        print(f"{Path(__file__).name}: error: {message}", file=sys.stderr)
+        sys.exit(code)

@@ -478,11 +478,11 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_written(flags, tmp_
     assert not [str(warning.message) for warning in recwarn]
 
 
-def refusal(flags: str, capsys) -> str:
+def refusal(flags: str) -> str:
     """The line with which a command line is refused, by `parse_args` or by `main`."""
-    with pytest.raises((SystemExit, dqn_cartpole.UsageError)) as refused:
+    with pytest.raises(dqn_cartpole.UsageError) as refused:
         dqn_cartpole.main(dqn_cartpole.parse_args(flags.split()))
-    return str(refused.value) if refused.type is dqn_cartpole.UsageError else capsys.readouterr().err
+    return str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -499,10 +499,14 @@ def refusal(flags: str, capsys) -> str:
         ("--env CartPole-v9", "v1"),
         ("--env Pendulum-v1", "Discrete"),
         ("--gpus 999", "--gpus 0.*CPU"),
+        ("--epochs 5", "did you mean --max_epochs"),
+        ("--max-epochs 5", "did you mean --max_epochs"),
+        ("--nonsense 5", "--help"),
+        ("--env ALE/NoSuchGame-v5", "--env package:"),
     ],
 )
-def test_refusal_says_what_would_be_right(flags, remedy, capsys):
-    message = refusal(flags, capsys)
+def test_refusal_says_what_would_be_right(flags, remedy):
+    message = refusal(flags)
     assert re.search(remedy, message.split(flags.split()[1], 1)[1])
 
 
@@ -541,13 +545,10 @@ def test_leftovers_of_a_cluster_end_the_process_with_2(tmp_path):
         ("--num_processes 2", "SLURM_NTASKS=2"),  # which Lightning takes only with SLURM_NTASKS_PER_NODE
     ],
 )
-def test_leftovers_of_a_cluster_are_named(flags, leftover, monkeypatch, capsys):
+def test_leftovers_of_a_cluster_are_named(flags, leftover, monkeypatch):
     monkeypatch.setenv(*leftover.split("="))
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(dqn_cartpole.UsageError, match=f"{leftover}:.*unset it"):
         dqn_cartpole.parse_args(flags.split())
-    errors = capsys.readouterr().err
-    assert (ended.value.code, errors.count("\n")) == (2, 1)
-    assert leftover in errors
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ FAMILY |= {"replay_size": 1000, "n_step": 1}
 
 
 def settings(flags: str = "") -> dict[str, object]:
-    return vars(dqn_cartpole.make_parser().parse_args(flags.split()))
+    return vars(dqn_cartpole.Parser().parse_args(flags.split()))
 
 
 def test_every_flag_is_explained_with_its_default():
@@ -42,7 +42,7 @@ def test_every_command_line_is_read(text):
     lines = re.findall(r"^    (?:torchrun .*|srun .*python |python )dqn_cartpole\.py ?(.*)$", text, re.MULTILINE)
     assert lines
     for flags in lines:
-        dqn_cartpole.make_parser().parse_args(flags.split())
+        dqn_cartpole.Parser().parse_args(flags.split())
 
 
 def test_every_file_it_names_is_there():

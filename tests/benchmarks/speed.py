@@ -241,7 +241,7 @@ def defaults(job: Job) -> None:
     """No contender: report the script's defaults, and whether there is a GPU."""
     import torch
 
-    settings = vars(runpy.run_path(SCRIPT)["make_parser"]().parse_args([]))
+    settings = vars(runpy.run_path(SCRIPT)["Parser"]().parse_args([]))
     report(settings=settings, gpu=torch.cuda.is_available())
 
 
