@@ -965,7 +965,9 @@ def show(model: DQNLightning, trainer: pl.Trainer, args: argparse.Namespace, fol
     if args.test:
         return
     step, writer = trainer.global_step, trainer.logger.experiment
-    trainer.logger.log_hyperparams(model.hparams, {"test_reward": trainer.callback_metrics["test_reward"].item()}, step)
+    defaults = vars(Parser().parse_args([])) | {"env": None, "seed": None}
+    differs = {name: value for name, value in model.hparams.items() if value != defaults[name]}
+    trainer.logger.log_hyperparams(differs, {"test_reward": trainer.callback_metrics["test_reward"].item()}, step)
     versions = ", ".join(f"{package.__name__} {package.__version__}" for package in (torch, pl, gym, np))
     card = f"`{shell(*args.argv)}`, seed {args.seed}, {args.processes} x {model.device.type}, {versions}"
     writer.add_text("run", card, step)

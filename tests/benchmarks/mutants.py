@@ -115,7 +115,10 @@ FAULTS = [
     ("target.lerp_(weight, self.hparams.tau)", "target.lerp_(weight, 1 - self.hparams.tau)"),
     ("elif self.global_step % self.hparams.sync_rate == 0:", "elif self.global_step % self.hparams.sync_rate == 1:"),
     ("            self.episode_reward = 0.0\n        if", "        if"),
-    ("progress = min(1.0, self.global_step / steps)", "progress = min(1.0, epoch / steps)"),
+    (
+        "progress = min(1.0, self.global_step / self.trainer.estimated_stepping_batches)",
+        "progress = min(1.0, epoch / self.trainer.estimated_stepping_batches)",
+    ),
     ("playing &= ~(terminated | truncated)", "playing &= ~terminated"),
     ("self.gamma**age * step.reward", "step.reward"),
     ("len(self.waiting) == self.n_step or (experience.done and self.waiting)", "len(self.waiting) == self.n_step"),
@@ -138,6 +141,10 @@ FAULTS = [
     ),
     ('mine = checkpoint["dqn"][trainer.global_rank]', 'mine = checkpoint["dqn"][0]'),
     ("trainer.strategy.launcher.kill(", "print("),
+    ('if checkpoint["epoch"] >= trainer.max_epochs:', 'if checkpoint["epoch"] > trainer.max_epochs:'),
+    ('"best_reward": self.best_reward,', '"best_reward": -math.inf,'),
+    ('self.locked.enter_context(FileLock(logs / ".lock", timeout=0))', "pass"),
+    ("        self.locked.close()\n", "        pass\n"),
 ]
 
 
