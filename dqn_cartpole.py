@@ -36,7 +36,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-if __name__ == "__main__":
+if __name__ == "__main__" and "ipykernel" not in sys.modules:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the program at once, until there is something to save
 
 import numpy as np
@@ -94,8 +94,8 @@ class DQN(nn.Module):
         return self.net(x.flatten(1).float())
 
 
-# What happened in one step. `done` means terminated: the pole fell, and no reward can follow. An episode that only ran
-# out of time would have gone on, so its last step is not done.
+# What happened in one step; in n steps, where a `NStepBuffer` stores it. `done` means terminated: the pole fell, and no
+# reward can follow. An episode that only ran out of time would have gone on, so its last step is not done.
 Experience = namedtuple("Experience", ["state", "action", "reward", "done", "new_state"])
 
 
@@ -260,14 +260,16 @@ def make_env(env: str, episode_length: int | None = None, render_mode: str | Non
     drawn = {} if render_mode is None else {"render_mode": render_mode}  # not every environment knows the word
     try:
         made = gym.make(env, max_episode_steps=episode_length, disable_env_checker=True, **drawn)
+        # Arrays keep their shape; what is not an array (Discrete, Tuple and Dict spaces) becomes one.
+        made = made if made.observation_space.shape else gym.wrappers.FlattenObservation(made)
+    except NotImplementedError:
+        raise UsageError(f"--env {env}: an observation does not become an array; give it a wrapper that does") from None
     except (gym.error.Error, ImportError) as error:  # there is no such environment, or its package is missing
-        unknown = isinstance(error, gym.error.UnregisteredEnv)
-        hint = "; --env package:Name-v0 imports the package that brings it" if unknown else ""
+        hint = "; --env package:Name-v0 imports its package" if isinstance(error, gym.error.UnregisteredEnv) else ""
         raise UsageError(f"--env {env}: {one_line(error)}{hint}") from None
     if not isinstance(made.action_space, gym.spaces.Discrete) or made.action_space.start != 0:
         raise UsageError(f"--env {env}: DQN needs a Discrete action space from 0, not {made.action_space}")
-    # Arrays keep their shape; what is not an array (Discrete, Tuple and Dict spaces) becomes one.
-    return made if made.observation_space.shape else gym.wrappers.FlattenObservation(made)
+    return made
 
 
 def copy_observation(observation: Any, env: gym.Env) -> np.ndarray:
@@ -278,6 +280,8 @@ def copy_observation(observation: Any, env: gym.Env) -> np.ndarray:
 
 class DQNLightning(pl.LightningModule):
     """The DQN algorithm as a LightningModule: plays, learns, validates (article, "Lightning module").
+
+    An epoch is one sample of the replay buffer, learned from in minibatches; at each the agent also takes a step.
 
     Args, each of which is a flag of the command line too:
         env: id of the environment
@@ -328,10 +332,8 @@ class DQNLightning(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         if not batch_size <= sample_size <= min(warm_start_steps, replay_size):
-            raise UsageError(
-                f"--sample_size {sample_size}: must be at least --batch_size ({batch_size}), and at most"
-                f" --warm_start_steps ({warm_start_steps}) and --replay_size ({replay_size})"
-            )
+            most = f"at most --warm_start_steps ({warm_start_steps}) and --replay_size ({replay_size})"
+            raise UsageError(f"--sample_size {sample_size}: must be at least --batch_size ({batch_size}), {most}")
         self.steps_per_epoch = math.ceil(sample_size / batch_size)  # each is one step in the environment too
         self.env = make_env(env, episode_length)
 
@@ -346,8 +348,9 @@ class DQNLightning(pl.LightningModule):
         self.target_net = DQN(obs_size, n_actions, hidden_size, hidden_layers).requires_grad_(False)
         self.target_net.load_state_dict(self.net.state_dict())
 
-        self.episode_reward = 0.0  # of the running episode so far
-        self.returns: deque[float] = deque(maxlen=100)  # undiscounted, of the last finished episodes
+        # State that you add here goes into `Checkpoints.on_save_checkpoint` and `on_load_checkpoint` too.
+        self.episode_reward = 0.0  # sum of the rewards of the running episode; no discount, as in all that is logged
+        self.returns: deque[float] = deque(maxlen=100)  # the same, of the last finished episodes
 
     def setup(self, stage: str) -> None:
         """Before training, play at random until there is something to learn from."""
@@ -431,11 +434,11 @@ class DQNLightning(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Adam, and a learning rate that changes between epochs."""
-        optimizer = torch.optim.Adam(self.net.parameters(), lr=self.hparams.lr, fused=True)
+        optimizer = torch.optim.Adam(self.net.parameters(), lr=self.hparams.lr, fused=True)  # fused is faster
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)]
 
     def lr_factor(self, epoch: int) -> float:
-        """What `lr` is multiplied by in an epoch: 1 at the start of the run, as `lr_schedule` says later."""
+        """Factor on `lr`: from 1 at the start of the run to 0 at its end, unless it is constant."""
         progress = min(1.0, self.global_step / self.trainer.estimated_stepping_batches)  # of the whole run
         factors = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
         return factors[self.hparams.lr_schedule]
@@ -446,11 +449,9 @@ class DQNLightning(pl.LightningModule):
         return DataLoader(dataset, batch_size=None)
 
     def val_dataloader(self) -> DataLoader:
-        """Seeds of the episodes to play."""
-        return DataLoader(VAL_SEEDS, batch_size=len(VAL_SEEDS))
+        return DataLoader(VAL_SEEDS, batch_size=len(VAL_SEEDS))  # the seeds of the episodes to play
 
     def test_dataloader(self) -> DataLoader:
-        """Seeds of the episodes to play."""
         return DataLoader(TEST_SEEDS, batch_size=len(TEST_SEEDS))
 
     def validation_step(self, seeds: torch.Tensor, batch_idx: int) -> None:
@@ -483,6 +484,9 @@ class DQNLightning(pl.LightningModule):
 # Part 2: the run
 
 
+NOTEBOOK = "ipykernel" in sys.modules
+
+
 class UsageError(ValueError):
     """Input that cannot work; the message is one line that names the flag, its value and the remedy."""
 
@@ -490,9 +494,9 @@ class UsageError(ValueError):
 class NStepBuffer(ReplayBuffer):
     """A replay buffer whose experiences span n steps: what is learned of a reward reaches earlier actions sooner.
 
-    The action of an experience is n steps old, its reward the discounted sum of the n rewards since, its new state the
-    last (Sutton 1988; Hessel et al. 2018). Its arguments are those of `ReplayBuffer`, and how far to count, with which
-    discount. The steps that wait are no part of a checkpoint: a resumed agent plays its episode again.
+    An experience holds the state and the action of n steps ago, the discounted sum of the n rewards since, and the
+    newest state (Sutton 1988; Hessel et al. 2018). Steps that still wait for theirs are no part of a checkpoint: a
+    resumed agent plays its episode again.
     """
 
     def __init__(self, capacity: int, n_step: int, gamma: float, seed: int | None = None) -> None:
@@ -501,7 +505,7 @@ class NStepBuffer(ReplayBuffer):
         self.waiting: list[Experience] = []  # the last steps of this episode
 
     def append(self, experience: Experience) -> None:
-        """Store the experience that is now n steps old; after a termination no reward can come, so all that wait."""
+        """Store the oldest step that waits, once there are n; at a termination store all, for no reward can follow."""
         self.waiting.append(experience)
         while len(self.waiting) == self.n_step or (experience.done and self.waiting):
             reward = sum(self.gamma**age * step.reward for age, step in enumerate(self.waiting))
@@ -509,7 +513,7 @@ class NStepBuffer(ReplayBuffer):
             super().append(oldest._replace(reward=reward, done=experience.done, new_state=experience.new_state))
 
     def begin_episode(self) -> None:
-        """Forget the steps that wait: a time limit cut their episode, so they have fewer than n rewards."""
+        """Drop the steps that wait: a time limit cut their episode, and the rewards that they miss are unknown."""
         self.waiting.clear()
 
 
@@ -517,7 +521,7 @@ class FastDQN(DQNLightning):
     """The same agent without what Lightning does around every step for models that may need it."""
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:  # saves 4 % of a step
-        for weight in self.net.parameters():
+        for weight in optimizer.param_groups[0]["params"]:
             weight.grad = None
 
     def __setattr__(self, name: str, value: Any) -> None:  # 8 %: Lightning sets a name before and after every hook
@@ -542,7 +546,7 @@ class Progress(pl.Callback):
     @rank_zero_only
     def on_train_start(self, trainer: pl.Trainer, module: DQNLightning) -> None:
         steps, begun = trainer.max_epochs * module.steps_per_epoch, trainer.global_step
-        hidden = False if "ipykernel" in sys.modules else None  # in a notebook it shows; else on a terminal alone
+        hidden = False if NOTEBOOK else None  # None: where there is no terminal
         self.bar = tqdm(total=steps, initial=begun, unit="step", mininterval=0.3, dynamic_ncols=True, disable=hidden)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: DQNLightning, *_: Any) -> None:
@@ -568,8 +572,9 @@ class RunFolder(pl.Callback):
     """
 
     def __init__(self, resume: Path | None = None) -> None:
-        folder, here = resume.absolute().parents[1] if resume else Path(), Path("lightning_logs").absolute()
-        self.version = folder.name if folder.parent == here else None  # what comes from elsewhere goes on in a new one
+        folder = resume.resolve().parents[1] if resume else Path()
+        ours = folder.parent == Path("lightning_logs").resolve()
+        self.version = folder.name if ours else None  # what comes from elsewhere goes on in a new one
         self.locked = contextlib.ExitStack()
 
     def on_train_start(self, trainer: pl.Trainer, module: DQNLightning) -> None:
@@ -606,7 +611,7 @@ class RunFolder(pl.Callback):
                 logs.mkdir(exist_ok=True)
                 self.locked.enter_context(FileLock(logs / ".lock", timeout=0))  # what a dead process held is free
         except Timeout:
-            raise UsageError(f"{logs}: its run still goes; stop that first") from None
+            raise UsageError(f"{logs}: is locked by a run that still goes; stop that first") from None
         except OSError as error:
             raise UsageError(f"{logs}: cannot be written in this folder ({error.strerror})") from None
 
@@ -640,27 +645,33 @@ class Checkpoints(pl.callbacks.Checkpoint):
         self.folder = Path(trainer.log_dir or trainer.default_root_dir, "checkpoints")
         for partial in self.folder.glob("*.ckpt.*.partial") if trainer.is_global_zero else ():
             partial.unlink()  # whoever wrote it was killed
-        self.on_test_start(trainer, module)
+        if not Path(self.folder, "best.ckpt").exists():  # what is resumed from elsewhere has left its best there
+            self.best_reward = -math.inf
+        self.catch_signals(trainer)
 
     def on_test_start(self, trainer: pl.Trainer, module: DQNLightning) -> None:
-        def stop(number: int, _: Any) -> None:
-            self.stopped_by = number
-            signal.signal(number, signal.SIG_DFL)  # the second time ends the process at once
+        self.catch_signals(trainer)  # Lightning has put the former handlers back
+
+    def catch_signals(self, trainer: pl.Trainer) -> None:
+        def stop(signum: int, _: Any) -> None:
+            self.stopped_by = signum
+            signal.signal(signum, signal.SIG_DFL)  # the second time ends the process at once
             if trainer.testing:  # nothing is left to be saved
-                sys.exit(128 + number)
+                sys.exit(128 + signum)
 
         with contextlib.suppress(ValueError):  # only the main thread may ask for signals
             signal.signal(signal.SIGINT, stop)
             signal.signal(signal.SIGTERM, stop)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: DQNLightning) -> None:
-        reward, names = trainer.callback_metrics.get("val_reward", torch.tensor(0.0)), []
+        names: list[str] = []
+        reward = trainer.callback_metrics.get("val_reward", torch.tensor(0.0))
         moments = [moment for state in trainer.optimizers[0].state.values() for moment in state.values()]
-        if not all(number.isfinite().all() for number in (reward, *module.net.parameters(), *moments)):
+        if not all(tensor.isfinite().all() for tensor in (reward, *module.net.parameters(), *moments)):
             where = f"val_reward, a weight or its gradient is not finite at step {trainer.global_step}"
             raise FloatingPointError(f"{where}; try a lower --lr, or --grad_clip 10")
         validated = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
-        if validated and reward >= self.best_reward:  # of equals the latest, which is from the lowest learning rate
+        if validated and reward >= self.best_reward:  # of equals the latest
             self.best_reward = reward.item()
             names.append("best.ckpt")
         stop = trainer.strategy.reduce_boolean_decision(self.stopped_by is not None, all=False)
@@ -699,7 +710,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         }
         if not all(array.isfinite().all() for array in mine["buffer"]["arrays"] if array.is_floating_point()):
             raise FloatingPointError(f"an observation or a reward up to step {trainer.global_step} is not finite")
-        mine = apply_to_collection(mine, np.ndarray, torch.from_numpy)  # a checkpoint holds tensors and plain numbers
+        mine = apply_to_collection(mine, np.ndarray, torch.from_numpy)  # state of yours; it comes back as tensors
         checkpoint["dqn"] = [apply_to_collection(mine, np.generic, np.generic.item)]
         if trainer.world_size > 1:
             mine, checkpoint["dqn"] = checkpoint["dqn"][0], [None] * trainer.world_size
@@ -709,8 +720,8 @@ class Checkpoints(pl.callbacks.Checkpoint):
         """Restore it. From a checkpoint come numbers and tensors; no path that it may name is used."""
         if not trainer.training:  # to play, the weights are enough
             return
-        done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
-        if not done["completed"] == done["processed"] - 1 == checkpoint["epoch"]:
+        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+        if not epochs["completed"] == epochs["processed"] - 1 == checkpoint["epoch"]:
             raise ValueError("its counts of epochs contradict each other")
         if checkpoint["epoch"] >= trainer.max_epochs:
             raise ValueError(f"--max_epochs {trainer.max_epochs} are fewer than it has trained")
@@ -749,7 +760,7 @@ def play(model: DQNLightning, render_mode: str) -> Iterator[Image.Image]:
             with torch.no_grad():
                 q_values = model.net(torch.as_tensor(agent.state, device=model.device).unsqueeze(0))[0].tolist()
             frame = np.squeeze(env.render())
-            frame = np.uint8(255 * frame) if frame.dtype.kind == "f" else frame
+            frame = np.uint8(frame * 255 if frame.dtype.kind == "f" else frame)  # some draw with floats, from 0 to 1
             picture = ImageOps.contain(Image.fromarray(frame).convert("RGB"), (300, 300))
             picture = ImageOps.expand(picture, (0, 20, 0, 0), "white")
             text = f"step {len(agent.actions)}, Q {', '.join(f'{q:.1f}' for q in q_values)}"
@@ -814,7 +825,8 @@ def env_id(text: str) -> str:
 
 count, fraction, positive = number(int, 1, 10**9), number(float, 0, 1), number(float, 1e-9, 1e9)
 READERS = {"str": env_id, "int": count, "int | None": count, "float": fraction, "float | None": positive}
-OWN_READERS = {"lr": number(float, 1e-9, 10), "tau": number(float, 1e-9, 1)}  # of settings whose type does not say it
+# Of settings whose type does not say it.
+OWN_READERS = {"lr": number(float, 1e-9, 10), "tau": number(float, 1e-9, 1), "hidden_layers": number(int, 1, 100)}
 KEPT = ("seed", "max_epochs", "val_check_interval")  # settings of the run that a checkpoint keeps too
 
 
@@ -846,7 +858,7 @@ class Parser(argparse.ArgumentParser):
             meaning = re.search(rf"^ +{name}: (.*)$", DQNLightning.__doc__, re.MULTILINE)[1]
             how: dict[str, Any] = {"type": OWN_READERS.get(name) or READERS.get(keyword.annotation)}
             if keyword.annotation == "bool":
-                how = {"action": "store_true"}
+                how = {"action": argparse.BooleanOptionalAction}
             elif name == "lr_schedule":
                 how = {"choices": ("constant", "linear", "cosine")}
             dqn.add_argument(f"--{name}", default=keyword.default, help=meaning, **how)
@@ -866,8 +878,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         name = unknown[0].partition("=")[0].strip("-").replace("-", "_")
         near = [*difflib.get_close_matches(name, vars(args), 1), "help"][0]
         raise UsageError(f"{' '.join(unknown)}: no such flag; did you mean --{near}?")
-    dqn, trained = list(inspect.signature(DQNLightning).parameters), args
-    if path := newest_checkpoint() if args.resume == Path() else args.resume or args.test:
+    dqn = list(inspect.signature(DQNLightning).parameters)
+    path = newest_checkpoint() if args.resume == Path() else args.resume or args.test
+    if path:
         source = f"--{'resume' if args.resume else 'test'} {path}"
         checkpoint = read_checkpoint(path, source)
         saved = checkpoint["hyper_parameters"]
@@ -876,8 +889,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         words = []
         for name in (*KEPT, *dqn):
             value = saved.get(name)
-            if value is not None and value is not False:
-                words.append(f"--{name}" if value is True else f"--{name}={value}")
+            if isinstance(value, bool):
+                words.append(f"--{name}" if value else f"--no-{name}")
+            elif value is not None:
+                words.append(f"--{name}={value}")
         trained, args = parser.parse_args(words), parser.parse_args([*words, *argv])
         args.resume = args.resume and path
         for name in ("seed", *dqn):
@@ -960,8 +975,9 @@ def show(model: DQNLightning, trainer: pl.Trainer, args: argparse.Namespace, fol
     """Film the agent, and write what TensorBoard shows beside the curves."""
     gif = film(model) if args.video or not args.test else b""
     if gif and args.video:
-        (folder / "agent.gif").write_bytes(gif)
-        say(f"the agent playing: {folder / 'agent.gif'}")
+        path = Path(folder.parent if folder.name == "checkpoints" else folder, "agent.gif")
+        path.write_bytes(gif)
+        say(f"the agent playing: {path}")
     if args.test:
         return
     step, writer = trainer.global_step, trainer.logger.experiment
@@ -1004,7 +1020,7 @@ def main(args: argparse.Namespace) -> None:
         gradient_clip_val=args.grad_clip,
         profiler=NoProfiler(),
         logger=False,  # until RunFolder brings it
-        callbacks=[RunFolder(args.resume), Progress(), Checkpoints()],
+        callbacks=[RunFolder(args.resume), Progress(), Checkpoints()],  # in this order
         enable_progress_bar=False,
         enable_model_summary=False,
     )
@@ -1014,7 +1030,7 @@ def main(args: argparse.Namespace) -> None:
         else:
             trainer.fit(model, ckpt_path=args.resume, weights_only=True)
     except Exception as error:
-        if not args.checkpoint or trainer.logger:
+        if not args.checkpoint or trainer.logger:  # training had begun: not the checkpoint's fault
             raise
         source = f"--test {args.test}" if args.test else f"--resume {args.resume}"
         raise UsageError(f"{source}: does not fit: {one_line(error)}") from None
@@ -1031,13 +1047,14 @@ def main(args: argparse.Namespace) -> None:
     episodes: DataLoader = DataLoader(seeds, batch_size=len(seeds))
     trainer.test(model, episodes, ckpt_path=None if args.test else best, verbose=False, weights_only=True)
     if trainer.is_global_zero:
-        show(model, trainer, args, best.parents[1])
+        show(model, trainer, args, best.parent)
         mean, std = (trainer.callback_metrics[name] for name in ("test_reward", "test_reward_std"))
         say(f"test_reward: {mean:.2f} +/- {std:.2f} over {len(seeds)} episodes")
         say("tensorboard --logdir lightning_logs")
-        say(shell("--test", best))
+        say(shell("--test", best, *(["--env", args.env] if ":" in args.env else [])))
         if args.render:
-            deque(play(model, "human"))
+            for _ in play(model, "human"):
+                pass
 
 
 if __name__ == "__main__":
@@ -1046,8 +1063,10 @@ if __name__ == "__main__":
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, stream)
-    # What stops the thread of TensorBoard is raised once more, and answered below, where its writer is used next.
-    threading.excepthook = lambda failed: issubclass(failed.exc_type, OSError) or threading.__excepthook__(failed)
+    if (
+        not NOTEBOOK
+    ):  # what stops TensorBoard's thread is raised again, and answered below, at the next use of its writer
+        threading.excepthook = lambda failed: issubclass(failed.exc_type, OSError) or threading.__excepthook__(failed)
     try:
         main(parse_args())
     except Exception as error:

@@ -426,6 +426,7 @@ BAD_INPUT = """
 --eps_last_frame 0
 --hidden_size 0
 --hidden_layers 0
+--hidden_layers 101
 --lr_schedule step
 --n_step 0
 --n_step 2.5

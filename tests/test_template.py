@@ -1,12 +1,13 @@
-"""The changes in tests/changes, which the README's section "Make it yours" names, apply to the script and train."""
+"""The changes in tests/changes, which the README's section "Make it yours" names, apply, train and resume exactly."""
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import test_resume
 from helpers import SCRIPT
+from test_resume import assert_same_run, hurry, kill, run
 
 CHANGES = {path.stem: path.read_text() for path in (SCRIPT.parent / "tests" / "changes").glob("*.diff")}
 SECTION = SCRIPT.with_name("README.md").read_text().partition("\n## Make it yours\n")[2].partition("\n## ")[0]
@@ -31,24 +32,71 @@ def test_a_change_has_at_most_30_lines(name):
     assert 1 <= len(lines) <= 30
 
 
-@pytest.mark.parametrize(("names", "command"), ROWS)
-def test_the_changed_script_learns(names, command, tmp_path):
-    script = tmp_path / "dqn_cartpole.py"
-    script.write_text(SCRIPT.read_text())
+ATARI = [row for row in ROWS if "atari" in row[0]]
+OTHERS = [row for row in ROWS if row not in ATARI]
+SHORT = "--max_epochs 60 --val_check_interval 260 --episode_length 50 --replay_size 1200"
+# An Atari run of a few pictures: each step takes four, and up to 30 go by before an episode.
+SHORT_ATARI = (
+    "--max_epochs 60 --val_check_interval 80 --episode_length 160 --replay_size 200 --warm_start_steps 100"
+    " --sample_size 16 --batch_size 8 --hidden_size 16"
+)
+
+
+def change(names: str, folder: Path, few_episodes: bool) -> None:
+    """Write the changed script into a new folder; `few_episodes` of validation and test make it quicker."""
+    folder.mkdir()
+    text = SCRIPT.read_text()
+    seeds = "VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100)"
+    assert seeds in text
+    if few_episodes:
+        text = text.replace(seeds, seeds.replace("range(20)", "range(2)").replace("1100", "1002"))
+    Path(folder, SCRIPT.name).write_text(text)
     for name in names.split(", "):
-        apply = subprocess.run(
-            ["git", "apply", "-p0"], cwd=tmp_path, input=CHANGES[name], text=True, capture_output=True
-        )
+        command = ["git", "apply", "-p0"]
+        apply = subprocess.run(command, cwd=folder, input=CHANGES[name], text=True, capture_output=True)
         assert apply.returncode == 0, apply.stderr
-    done = subprocess.run(
-        [sys.executable, script.name, *command.split(), "--max_epochs", "250"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    good = 0.8 if "Catch" in command else 100
-    assert max(map(float, re.findall(r"val_reward ([\d.]+)", done.stderr))) >= good
-    assert "Traceback" not in done.stderr
-    assert Path(tmp_path, "lightning_logs", "version_0", "checkpoints", "best.ckpt").exists()
+
+
+def changed() -> None:
+    """In the process of a run: let the script be that of its folder."""
+    test_resume.SCRIPT = Path(SCRIPT.name).resolve()
+
+
+def changed_in_a_hurry() -> None:
+    changed()
+    hurry()
+
+
+def assert_resumes_exactly(names: str, flags: str, tmp_path: Path) -> None:
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    change(names, straight, few_episodes=True)
+    change(names, killed, few_episodes=True)
+    code, _, errors = run(flags, straight, changed_in_a_hurry)
+    assert code == 0, errors
+    assert kill(flags, killed, 2, 0, changed_in_a_hurry)
+    code, _, errors = run("--resume", killed, changed_in_a_hurry)
+    assert code == 0, errors
+    assert_same_run(killed, straight)
+
+
+@pytest.mark.parametrize(("names", "flags"), OTHERS)
+def test_the_changed_script_learns(names, flags, tmp_path):
+    change(names, tmp_path / "run", few_episodes=False)
+    code, _, errors = run(f"{flags} --max_epochs 250", tmp_path / "run", changed)
+    assert code == 0, errors
+    assert "Traceback" not in errors
+    good = 0.8 if "Catch" in flags else 100
+    assert max(map(float, re.findall(r"val_reward ([\d.]+)", errors))) >= good
+    assert Path(tmp_path, "run", "lightning_logs", "version_0", "checkpoints", "best.ckpt").exists()
+
+
+@pytest.mark.parametrize(("names", "flags"), OTHERS)
+def test_the_changed_script_resumes_exactly(names, flags, tmp_path):
+    assert_resumes_exactly(names, f"{flags} {SHORT}", tmp_path)
+
+
+@pytest.mark.parametrize(("names", "flags"), ATARI)
+def test_the_changed_script_trains_on_atari_and_resumes_exactly(names, flags, tmp_path):
+    for package in ("ale_py", "cv2"):
+        pytest.importorskip(package)
+    assert_resumes_exactly(names, f"{flags} {SHORT_ATARI}", tmp_path)

@@ -173,6 +173,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="file for every seed's results")
     parser.add_argument("--threshold", type=float, help="reward that solves (default: the environment's own)")
     parser.add_argument("--table", type=Path, help="file of named command lines, to be a row each")
+    parser.add_argument("--script", type=Path, default=SCRIPT, help="file to train, such as a changed copy")
     parser.add_argument("args", nargs="*", help="passed on, in front of a line's own")
     args = parser.parse_args()
     if not args.seeds:
@@ -186,7 +187,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         out = (args.out or Path(temporary)).resolve()
         out.mkdir(parents=True, exist_ok=True)
-        script = Path(shutil.copy(SCRIPT, out))
+        script = Path(shutil.copy(args.script, out))
 
         def job(index: int, name: str, own: list[str], seed: int) -> Result:
             folder = out / re.sub(r"\W+", "_", f"{index:02}_{name}")[:80].strip("_") / f"seed_{seed}"
