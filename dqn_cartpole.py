@@ -689,6 +689,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         try:
             trainer.save_checkpoint(partial, weights_only=name == "best.ckpt")
             if trainer.is_global_zero:
+                torch.load(partial, mmap=True, weights_only=True)  # or state of yours would fail only at --resume
                 with partial.open("rb+") as file:
                     os.fsync(file.fileno())
                 partial.replace(self.folder / name)
@@ -755,6 +756,7 @@ def play(model: DQNLightning, render_mode: str) -> Iterator[Image.Image]:
     env = make_env(model.hparams.env, model.hparams.episode_length, render_mode)
     agent, episode_over = Agent(env, ReplayBuffer(1)), False
     agent.reset(TEST_SEEDS[0])
+    model.eval()
     while not episode_over and len(agent.actions) < EVAL_STEPS:
         if render_mode == "rgb_array":
             with torch.no_grad():

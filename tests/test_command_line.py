@@ -294,11 +294,12 @@ def test_help_shows_every_flag_with_its_default(tmp_path):
     done = run_script("-h", cwd=tmp_path, COLUMNS="200")
     assert (done.returncode, done.stderr) == (0, "")
     one_line_each = re.sub(r"\n {8,}", " ", done.stdout)
-    shown = dict(re.findall(r"^ +--(\w+) .*\(default: (.*)\)$", one_line_each, re.M))
+    shown = dict(re.findall(r"^ +--(\w+)[ ,].*\(default: (.*)\)$", one_line_each, re.M))
     expected = DEFAULTS | {"gpus": 0, "num_nodes": 1, "num_processes": 1, "seed": 0}
     assert {name: shown.get(name) for name in expected} == {name: str(value) for name, value in expected.items()}
     assert {"max_epochs", "val_check_interval"} <= set(shown)
     assert "--test CKPT" in done.stdout
+    assert done.stdout.startswith("usage: python dqn_cartpole.py ")
 
 
 def test_every_promised_flag_is_a_keyword_of_the_module():

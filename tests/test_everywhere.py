@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import gymnasium as gym
@@ -145,6 +146,25 @@ def test_a_notebook_is_told_a_command_that_exists(notebook):
     for cell in notebook.cells[1:7:2]:
         command = printed(cell).splitlines()[-1].split()
         assert Path(command[1]).name == SCRIPT.name
+
+
+def test_the_stop_button_before_the_training_leaves_the_notebook_alive(tmp_path):
+    kernels = pytest.importorskip("jupyter_client.manager")
+    pytest.importorskip("ipykernel")
+    shutil.copy(SCRIPT, tmp_path)
+    manager, client = kernels.start_new_kernel(kernel_name="python3", cwd=str(tmp_path))
+    try:
+        client.execute("%run dqn_cartpole.py --warm_start_steps 1000000")
+        time.sleep(3)
+        manager.interrupt_kernel()
+        time.sleep(1)
+        assert manager.is_alive()
+        client.get_shell_msg(timeout=60)  # the cell has ended, long before its million steps
+        client.execute("6 * 7")
+        assert client.get_shell_msg(timeout=60)["content"]["status"] == "ok"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
 
 
 # A program
@@ -373,7 +393,7 @@ class Words(gym.Env):
 def test_observations_that_do_not_become_an_array_are_refused_in_one_line():
     gym.register("Unreadable-v0", Words)
     try:
-        with pytest.raises(dqn_cartpole.UsageError, match="--env Unreadable-v0: Unknown space"):
+        with pytest.raises(dqn_cartpole.UsageError, match="--env Unreadable-v0: an observation"):
             DQNLightning("Unreadable-v0")
     finally:
         del gym.registry["Unreadable-v0"]

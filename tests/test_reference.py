@@ -29,13 +29,13 @@ def test_it_is_a_run_of_the_defaults():
 def test_it_is_small_and_holds_no_checkpoint():
     names = {path.name: path.stat().st_size for path in REFERENCE.rglob("*")}
     events = {name for name in names if name.startswith("events.out.tfevents.") and name.endswith(".reference")}
-    assert set(names) - events == {"hparams.yaml", "agent.gif", "curve.png"}
+    assert set(names) - events == {"hparams.yaml", "agent.gif", "curve.png", "tensorboard.png"}
     assert sum(names.values()) < 2**20
 
 
 def test_its_pictures_are_the_readmes():
     readme = (REFERENCE.parents[1] / "README.md").read_text()
-    for name in ("agent.gif", "curve.png"):
+    for name in ("agent.gif", "curve.png", "tensorboard.png"):
         assert f"](lightning_logs/reference/{name})" in readme
     with Image.open(REFERENCE / "agent.gif") as film:
         assert film.n_frames == 100  # every other step of 200

@@ -444,8 +444,22 @@ def test_checkpoint_from_elsewhere_continues_exactly_in_a_run_of_its_own(copied,
     assert code == 0, errors
     assert contents(version_of(copied)) == before
     ours, theirs = load(copied / "lightning_logs/version_1/checkpoints/last.ckpt"), load(last_of(short_run))
+    for checkpoint in (ours, theirs):
+        checkpoint["dqn"][0]["best_reward"] = None
     for entry in ("global_step", "state_dict", "optimizer_states", "dqn"):
         assert same(ours[entry], theirs[entry]), entry
+
+
+def test_a_run_that_left_its_best_elsewhere_looks_for_a_best_again(copied, tmp_path):
+    """Rather than to test its last, because the best that it remembers is not there."""
+    elsewhere = Path(shutil.copy(last_of(copied), tmp_path / "last.ckpt"))
+    checkpoint = load(elsewhere)
+    checkpoint["dqn"][0]["best_reward"] = 1e6
+    torch.save(checkpoint, elsewhere)
+    code, output, errors = run(f"--resume {elsewhere} --max_epochs 32 --val_check_interval 13", copied)
+    assert code == 0, errors
+    assert "--test lightning_logs/version_1/checkpoints/best.ckpt" in output
+    assert load(copied / "lightning_logs/version_1/checkpoints/last.ckpt")["dqn"][0]["best_reward"] < 1e6
 
 
 def test_best_score_is_remembered_in_a_renamed_folder_and_at_another_interval(copied):
