@@ -255,6 +255,7 @@ def script(job: Job) -> None:
         clock = Clock(job)
         if job.fill:
             count_work(type(model), clock)
+            model.populate(model.hparams.warm_start_steps)
             fill(model.buffer.arrays, len(model.buffer))
             model.buffer.appended = model.buffer.capacity
         watch(type(model), clock)
