@@ -26,7 +26,7 @@ LEADS: dict[str, list[tuple[str, str]]] = {
     ],
     "write `train_loss` and its like in every step instead of every 50": [("LOG_EVERY = 50", "LOG_EVERY = 1")],
     "redraw the bar in every step": [("mininterval=0.3", "mininterval=0")],
-    "one more callback, which does nothing": [("Progress(), Checkpoints()]", "Progress(), pl.Callback(), Checkpoints()]")],
+    "one more callback, which does nothing": [("Progress(), Checkpoints", "Progress(), pl.Callback(), Checkpoints")],
     "Adam without `fused=True`": [("fused=True", "foreach=True")],
     "single experiences, collated to minibatches": [
         ("self.hparams.sample_size, self.hparams.batch_size)", "self.hparams.sample_size)"),
