@@ -150,14 +150,14 @@ class ReplayBuffer:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs of the buffer. State that you add goes here and into `load_state_dict`."""
-        arrays = [torch.from_numpy(array[: len(self)]) for array in self.arrays or ()]
+        arrays = [array[: len(self)] for array in self.arrays or ()]
         return {"arrays": arrays, "appended": self.appended, "rng": self.rng.bit_generator.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the buffer of `state` stood."""
         self.appended, self.rng.bit_generator.state = state["appended"], state["rng"]
         if self.arrays is None and len(self):
-            self.arrays = self.allocate(state["arrays"][0][0].numpy())
+            self.arrays = self.allocate(state["arrays"][0][0])
         for array, saved in zip(self.arrays or (), state["arrays"], strict=True):
             array[: len(self)] = saved
 
@@ -265,7 +265,7 @@ def make_env(env: str, episode_length: int | None = None, render_mode: str | Non
     except NotImplementedError:
         raise UsageError(f"--env {env}: an observation does not become an array; give it a wrapper that does") from None
     except (gym.error.Error, ImportError) as error:  # there is no such environment, or its package is missing
-        hint = "; --env package:Name-v0 imports its package" if isinstance(error, gym.error.UnregisteredEnv) else ""
+        hint = " (--env package:Name-v0 imports it)" if isinstance(error, gym.error.NamespaceNotFound) else ""
         raise UsageError(f"--env {env}: {one_line(error)}{hint}") from None
     if not isinstance(made.action_space, gym.spaces.Discrete) or made.action_space.start != 0:
         raise UsageError(f"--env {env}: DQN needs a Discrete action space from 0, not {made.action_space}")
@@ -588,9 +588,10 @@ class RunFolder(pl.Callback):
         self.claim(logger)
         logger.log_hyperparams(module.hparams)
         logger.save()
-        device, folder = f"{trainer.world_size} x {trainer.strategy.root_device.type}", Path(logger.log_dir)
+        device = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
         length = f"{trainer.max_epochs:,} epochs of {module.steps_per_epoch} steps"
-        say(f"{asked.env} on {device}: {length}, logged in {folder}")
+        begun = f" from step {again:,}" if again else ""
+        say(f"{asked.env}, seed {asked.get('seed')}, on {device}: {length}{begun}, logged in {Path(logger.log_dir)}")
         size = sum(array.nbytes for array in module.buffer.arrays)
         if size > 10**9:
             say(f"the replay buffer takes {size / 10**9:.1f} GB of memory and of last.ckpt; --replay_size sets it")
@@ -689,7 +690,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         try:
             trainer.save_checkpoint(partial, weights_only=name == "best.ckpt")
             if trainer.is_global_zero:
-                torch.load(partial, mmap=True, weights_only=True)  # or state of yours would fail only at --resume
+                self.read_back(partial)
                 with partial.open("rb+") as file:
                     os.fsync(file.fileno())
                 partial.replace(self.folder / name)
@@ -700,6 +701,14 @@ class Checkpoints(pl.callbacks.Checkpoint):
         if name == "last.ckpt":
             self.next_write = time.monotonic() + max(2.0, 25 * (time.monotonic() - begun))
 
+    def read_back(self, path: Path) -> None:
+        """Find out now, and not at --resume, whether a state_dict that was extended can be loaded."""
+        try:
+            torch.load(path, mmap=True, weights_only=True)
+        except Exception as error:
+            allowed = "numbers, text, arrays, tensors, and lists and dicts of them"
+            raise TypeError(f"a state_dict of agent, buffer or module may hold only {allowed}") from error
+
     def on_save_checkpoint(self, trainer: pl.Trainer, module: DQNLightning, checkpoint: dict[str, Any]) -> None:
         """Add to last.ckpt what Lightning does not know of, once for each process."""
         mine = {
@@ -709,9 +718,9 @@ class Checkpoints(pl.callbacks.Checkpoint):
             "returns": [module.episode_reward, *module.returns],
             "best_reward": self.best_reward,
         }
-        if not all(array.isfinite().all() for array in mine["buffer"]["arrays"] if array.is_floating_point()):
+        if not all(np.isfinite(array).all() for array in mine["buffer"]["arrays"] if array.dtype.kind == "f"):
             raise FloatingPointError(f"an observation or a reward up to step {trainer.global_step} is not finite")
-        mine = apply_to_collection(mine, np.ndarray, torch.from_numpy)  # state of yours; it comes back as tensors
+        mine = apply_to_collection(mine, np.ndarray, torch.from_numpy)  # a checkpoint holds tensors and plain numbers
         checkpoint["dqn"] = [apply_to_collection(mine, np.generic, np.generic.item)]
         if trainer.world_size > 1:
             mine, checkpoint["dqn"] = checkpoint["dqn"][0], [None] * trainer.world_size
@@ -732,10 +741,10 @@ class Checkpoints(pl.callbacks.Checkpoint):
         for weight, state in zip(module.net.parameters(), states, strict=True):
             if not state["exp_avg"].shape == state["exp_avg_sq"].shape == weight.shape:
                 raise ValueError("the optimizer's state is of another network")  # fused Adam would end the process
-        mine = checkpoint["dqn"][trainer.global_rank]
+        mine = apply_to_collection(checkpoint["dqn"][trainer.global_rank], torch.Tensor, torch.Tensor.numpy)
         module.agent.load_state_dict(mine["agent"])  # first, for it plays into the buffer
         module.buffer.load_state_dict(mine["buffer"])
-        torch.set_rng_state(mine["torch_rng"])
+        torch.set_rng_state(torch.from_numpy(mine["torch_rng"]))
         module.episode_reward, *returns = map(float, mine["returns"])
         module.returns = deque(returns, module.returns.maxlen)
         self.best_reward = float(mine["best_reward"])
@@ -813,7 +822,7 @@ def number(kind: type, least: float, greatest: float) -> Callable[[str], Any]:
         with contextlib.suppress(ValueError):
             if least <= (value := kind(text)) <= greatest:
                 return value
-        raise argparse.ArgumentTypeError(f"{text[:50]!r}: must be a {kind.__name__} from {least} to {greatest}")
+        raise argparse.ArgumentTypeError(f"{text[:50]!r}: must be {kind.__name__}, from {least} to {greatest}")
 
     return read
 
@@ -977,7 +986,7 @@ def show(model: DQNLightning, trainer: pl.Trainer, args: argparse.Namespace, fol
     """Film the agent, and write what TensorBoard shows beside the curves."""
     gif = film(model) if args.video or not args.test else b""
     if gif and args.video:
-        path = Path(folder.parent if folder.name == "checkpoints" else folder, "agent.gif")
+        path = Path(os.path.normpath(folder / ".." if folder.resolve().name == "checkpoints" else folder), "agent.gif")
         path.write_bytes(gif)
         say(f"the agent playing: {path}")
     if args.test:

@@ -249,7 +249,7 @@ def test_one_bar_for_the_whole_run_on_a_terminal(on_terminal):
 
 def test_the_console_says_what_runs_where(first):
     begun = first.stdout.splitlines()[0]
-    assert begun == "CartPole-v0 on 1 x cpu: 60 epochs of 13 steps, logged in lightning_logs/version_0"
+    assert begun == "CartPole-v0, seed 0, on 1 x cpu: 60 epochs of 13 steps, logged in lightning_logs/version_0"
 
 
 def test_a_validation_at_the_threshold_counts_as_solved(main, capfd):
@@ -504,7 +504,7 @@ def refusal(flags: str) -> str:
         ("--epochs 5", "did you mean --max_epochs"),
         ("--max-epochs 5", "did you mean --max_epochs"),
         ("--nonsense 5", "--help"),
-        ("--env ALE/NoSuchGame-v5", "--env package:"),
+        ("--env Nowhere/NoSuchGame-v5", "--env package:"),
     ],
 )
 def test_refusal_says_what_would_be_right(flags, remedy):

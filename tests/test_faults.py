@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import deque
 from pathlib import Path
 
 import gymnasium as gym
@@ -528,6 +529,36 @@ def test_loss_that_is_no_longer_finite_stops_the_run_before_it_is_saved(tmp_path
     assert re.search(r"--lr\b.*--grad_clip\b", message)
     checkpoint = load(last_of(tmp_path / "run"))
     assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
+
+
+@pytest.mark.parametrize("value", [deque([1]), {(np.float32(1), 2): 3}, gym.spaces.Discrete(2)], ids=type)
+def test_state_that_could_not_be_read_again_fails_at_the_first_checkpoint(tmp_path, monkeypatch, value):
+    """A copy of the file that saves more must not find out at --resume, hours later."""
+    monkeypatch.chdir(tmp_path)
+    state_dict = dqn_cartpole.Agent.state_dict
+    monkeypatch.setattr(dqn_cartpole.Agent, "state_dict", lambda agent: state_dict(agent) | {"more": value})
+    with pytest.raises(TypeError, match="a state_dict of agent, buffer or module may hold only numbers"):
+        dqn_cartpole.main(dqn_cartpole.parse_args(TRAINED.split()))
+    assert not list(tmp_path.rglob("*last.ckpt*"))
+
+
+def test_arrays_and_numbers_of_numpy_come_back_as_they_were(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    more = {"array": np.arange(6).reshape(2, 3), "number": np.float64(0.5), "list": [np.int64(3), "text"]}
+    state_dict, load_state_dict, back = dqn_cartpole.Agent.state_dict, dqn_cartpole.Agent.load_state_dict, []
+    monkeypatch.setattr(dqn_cartpole.Agent, "state_dict", lambda agent: state_dict(agent) | {"more": more})
+
+    def load_more(agent, state):
+        back.append(state["more"])
+        load_state_dict(agent, state)
+
+    monkeypatch.setattr(dqn_cartpole.Agent, "load_state_dict", load_more)
+    for flags in (TRAINED.split(), ["--resume", "--max_epochs", "5"]):
+        dqn_cartpole.main(dqn_cartpole.parse_args(flags))
+    (loaded,) = back
+    assert isinstance(loaded["array"], np.ndarray)
+    assert (loaded["array"] == more["array"]).all()
+    assert (loaded["number"], loaded["list"]) == (0.5, [3, "text"])
 
 
 # A folder, a memory, a disk that refuse

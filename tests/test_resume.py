@@ -3,6 +3,7 @@
 The script runs in forks of a server that has imported PyTorch already, so that a start costs next to nothing.
 """
 
+import copy
 import functools
 import itertools
 import multiprocessing
@@ -574,15 +575,14 @@ def experience(i: int) -> Experience:
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 10, 11, 37])
-def test_buffer_goes_on_where_it_stood(tmp_path, count):
+def test_buffer_goes_on_where_it_stood(count):
     """Empty, in part full, full and wrapped: what it holds, what it draws and what it forgets next."""
     buffer, again = ReplayBuffer(10, seed=1), ReplayBuffer(10, seed=2)
     for i in range(count):
         buffer.append(experience(i))
     if count:
         buffer.sample(1)
-    torch.save(buffer.state_dict(), tmp_path / "state")
-    again.load_state_dict(load(tmp_path / "state"))
+    again.load_state_dict(copy.deepcopy(buffer.state_dict()))
     for i in range(count, count + 15):
         assert len(again) == len(buffer)
         buffer.append(experience(i))
@@ -594,15 +594,14 @@ def test_buffer_goes_on_where_it_stood(tmp_path, count):
 
 @pytest.mark.parametrize("n_step", [1, 4])
 @pytest.mark.parametrize("steps", [4, 9, 60])
-def test_agent_and_buffer_go_on_in_the_middle_of_an_episode(tmp_path, steps, n_step):
+def test_agent_and_buffer_go_on_in_the_middle_of_an_episode(steps, n_step):
     """With n-step returns the steps that wait are no part of the state: the agent plays them again."""
     net = torch.nn.Linear(4, 2)
     buffers = [ReplayBuffer(30, seed) if n_step == 1 else NStepBuffer(30, n_step, 0.9, seed) for seed in (1, 2)]
     agents = [Agent(make_env("CartPole-v0", 25), buffer, seed=seed) for seed, buffer in enumerate(buffers)]
     for _ in range(steps):
         agents[0].play_step(net, epsilon=0.5)
-    torch.save({"agent": agents[0].state_dict(), "buffer": buffers[0].state_dict()}, tmp_path / "state")
-    state = load(tmp_path / "state")
+    state = copy.deepcopy({"agent": agents[0].state_dict(), "buffer": buffers[0].state_dict()})
     for _ in range(5):
         agents[1].play_step(net)  # it was somewhere else
     agents[1].load_state_dict(state["agent"])
