@@ -690,7 +690,8 @@ class Checkpoints(pl.callbacks.Checkpoint):
         try:
             trainer.save_checkpoint(partial, weights_only=name == "best.ckpt")
             if trainer.is_global_zero:
-                self.read_back(partial)
+                if not self.next_write:
+                    self.read_back(partial)
                 with partial.open("rb+") as file:
                     os.fsync(file.fileno())
                 partial.replace(self.folder / name)
