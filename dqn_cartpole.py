@@ -734,7 +734,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
         if not epochs["completed"] == epochs["processed"] - 1 == checkpoint["epoch"]:
             raise ValueError("its counts of epochs contradict each other")
-        if checkpoint["epoch"] >= trainer.max_epochs:
+        if checkpoint["epoch"] >= trainer.max_epochs > 0:  # below 0: any
             raise ValueError(f"--max_epochs {trainer.max_epochs} are fewer than it has trained")
         if len(checkpoint["dqn"]) != trainer.world_size:
             raise ValueError(f"it has to go on in {len(checkpoint['dqn'])} processes, as before")

@@ -239,6 +239,24 @@ def test_a_plain_trainer_trains_and_tests_it(env, length, steps, capsys):
     assert 8 <= result["test_reward"] <= model.env.spec.max_episode_steps
 
 
+def test_a_plain_trainer_resumes_exactly_with_the_callback(tmp_path):
+    """With `max_steps`, too, where it has no `max_epochs`."""
+
+    def train(folder: str, steps: int, last: Path | None) -> DQNLightning:
+        pl.seed_everything(0, verbose=False)
+        model = DQNLightning(lr_schedule="constant")
+        callbacks, place = [dqn_cartpole.Checkpoints()], tmp_path / folder
+        trainer = pl.Trainer(
+            max_steps=steps, logger=False, accelerator="cpu", callbacks=callbacks, default_root_dir=place
+        )
+        trainer.fit(model, ckpt_path=last, weights_only=True)
+        return model
+
+    train("stopped", 130, None)
+    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
+    assert same_tensors(train("stopped", 260, last).state_dict(), train("straight", 260, None).state_dict())
+
+
 def test_a_checkpoint_is_loaded_as_lightning_documents_it(best):
     model = DQNLightning.load_from_checkpoint(best)
     saved = torch.load(best, weights_only=True)

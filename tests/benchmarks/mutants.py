@@ -144,7 +144,7 @@ RUN_FAULTS = [
     ),
     ('mine = checkpoint["dqn"][trainer.global_rank]', 'mine = checkpoint["dqn"][0]'),
     ("trainer.strategy.launcher.kill(", "print("),
-    ('if checkpoint["epoch"] >= trainer.max_epochs:', 'if checkpoint["epoch"] > trainer.max_epochs:'),
+    ('if checkpoint["epoch"] >= trainer.max_epochs > 0:', 'if checkpoint["epoch"] > trainer.max_epochs > 0:'),
     ('"best_reward": self.best_reward,', '"best_reward": -math.inf,'),
     ('self.locked.enter_context(FileLock(logs / ".lock", timeout=0))', "pass"),
     ("        self.locked.close()\n", "        pass\n"),
