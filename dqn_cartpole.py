@@ -811,9 +811,9 @@ def one_line(error: BaseException) -> str:
 
 def shell(*words: object) -> str:
     """A command line of this script, to be pasted into the system's own shell."""
-    script = sys.argv[0] if Path(sys.argv[0]).name == Path(__file__).name else __file__  # which is so in a notebook
-    words = ("python", script, *map(str, words))
-    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+    script = sys.argv[0] if Path(sys.argv[0]).name == Path(__file__).name else __file__  # in a notebook
+    line = ["python", script, *map(str, words)]
+    return subprocess.list2cmdline(line) if os.name == "nt" else shlex.join(line)
 
 
 def number(kind: type, least: float, greatest: float) -> Callable[[str], Any]:
