@@ -738,7 +738,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
             raise ValueError(f"--max_epochs {trainer.max_epochs} are fewer than it has trained")
         if len(checkpoint["dqn"]) != trainer.world_size:
             raise ValueError(f"it has to go on in {len(checkpoint['dqn'])} processes, as before")
-        states = checkpoint["optimizer_states"][0]["state"].values()
+        states = dict(checkpoint["optimizer_states"][0])["state"].values()
         for weight, state in zip(module.net.parameters(), states, strict=True):
             if not state["exp_avg"].shape == state["exp_avg_sq"].shape == weight.shape:
                 raise ValueError("the optimizer's state is of another network")  # fused Adam would end the process
@@ -935,7 +935,7 @@ def read_checkpoint(path: Path, source: str) -> dict[str, Any]:
             if archive.testzip():  # compares what it holds with its checksums
                 raise zipfile.BadZipFile
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        checkpoint["hyper_parameters"].keys()
+        dict(checkpoint)["hyper_parameters"].keys()
         return checkpoint
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
