@@ -813,7 +813,7 @@ def shell(*words: object) -> str:
     """A command line of this script, to be pasted into the system's own shell."""
     script = sys.argv[0] if Path(sys.argv[0]).name == Path(__file__).name else __file__  # in a notebook
     line = ["python", script, *map(str, words)]
-    return subprocess.list2cmdline(line) if os.name == "nt" else shlex.join(line)
+    return subprocess.list2cmdline(line) if sys.platform == "win32" else shlex.join(line)
 
 
 def number(kind: type, least: float, greatest: float) -> Callable[[str], Any]:

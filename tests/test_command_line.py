@@ -258,6 +258,40 @@ def test_a_validation_at_the_threshold_counts_as_solved(main, capfd):
     assert re.search(r"^step 130: val_reward [\d.]+ \(solved\)$", capfd.readouterr().err, re.M)
 
 
+@pytest.mark.parametrize(("platform", "quoted"), [("linux", "'my runs/best.ckpt'"), ("win32", '"my runs/best.ckpt"')])
+def test_commands_are_quoted_for_the_systems_own_shell(platform, quoted, monkeypatch):
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(sys, "argv", [SCRIPT.name])
+    assert dqn_cartpole.shell("--test", Path("my runs/best.ckpt")) == f"python dqn_cartpole.py --test {quoted}"
+
+
+class Wide(gym.Env):
+    """Observations that are larger than what a multilayer perceptron is for."""
+
+    observation_space = gym.spaces.Box(0, 255, (105, 100), np.uint8)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros((105, 100), np.uint8), {}
+
+    def step(self, action):
+        return np.zeros((105, 100), np.uint8), 1.0, bool(self.np_random.random() < 0.1), False, {}
+
+
+@pytest.mark.parametrize("replay_size", [500, 50_000])
+def test_large_observations_and_buffers_are_spoken_of_at_the_start(main, capsys, replay_size):
+    """The buffer is not filled, so its memory is asked for but hardly used."""
+    gym.register("Wide-v0", Wide, max_episode_steps=20)
+    try:
+        main(f"--env Wide-v0 --replay_size {replay_size} --max_epochs 1 --hidden_size 4 --test_episodes 1")
+    finally:
+        del gym.registry["Wide-v0"]
+    output = capsys.readouterr().out
+    assert "10,500 numbers in an observation: the README has a better network for pixels\n" in output
+    assert ("the replay buffer takes 1.1 GB of memory and of last.ckpt" in output) == (replay_size == 50_000)
+
+
 def test_training_goes_on_where_nobody_reads_the_output(tmp_path):
     command = f"{sys.executable} {SCRIPT} --max_epochs 5 | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=100)
