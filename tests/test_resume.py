@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from gymnasium.vector import SyncVectorEnv
 from helpers import SCRIPT, scalars
@@ -30,7 +31,7 @@ from PIL import Image
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import Strategy
 
-from dqn_cartpole import Agent, Experience, NStepBuffer, ReplayBuffer, make_env
+from dqn_cartpole import Agent, Checkpoints, DQNLightning, Experience, NStepBuffer, ReplayBuffer, make_env
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["helpers", "dqn_cartpole"])
@@ -380,6 +381,7 @@ def test_stopped_by_a_signal_and_continued_as_it_says_equals_one_go(folder, shor
         written = 0
     code, output, errors = finish(process, folder)
     assert code == expected, errors
+    assert where == "anywhere" or load(last_of(folder))["global_step"] <= 2 * 13  # it came in the first epoch
     assert "Traceback" not in errors
     assert mtime(last_of(folder)) > written
     checkpoint = load(last_of(folder))
@@ -476,6 +478,19 @@ def test_best_score_is_remembered_in_a_renamed_folder_and_at_another_interval(co
     assert len(scalars(renamed)["val_reward"]) == 2
     assert load(last)["dqn"][0]["best_reward"] == 1e6
     assert best.read_bytes() == before
+
+
+def test_best_is_of_the_highest_validation_and_of_equals_the_latest(tmp_path):
+    rewards = [1.0, 3.0, 2.0, 3.0, 1.0]  # of the validations after each epoch
+
+    class Scripted(DQNLightning):
+        def validation_step(self, seeds, batch_idx):
+            self.log("val_reward", rewards[self.current_epoch])
+
+    kept = {"logger": False, "accelerator": "cpu", "default_root_dir": tmp_path, "num_sanity_val_steps": 0}
+    pl.Trainer(max_epochs=5, callbacks=[Checkpoints()], **kept).fit(Scripted())
+    assert load(tmp_path / "checkpoints" / "best.ckpt")["global_step"] == 4 * 13
+    assert load(tmp_path / "checkpoints" / "last.ckpt")["dqn"][0]["best_reward"] == 3
 
 
 def test_folder_that_a_strangers_checkpoint_names_stays(copied):

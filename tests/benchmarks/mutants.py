@@ -22,8 +22,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = (ROOT / "dqn_cartpole.py").read_text()
 # Those first that are most likely to notice a fault, of part 1 or of the callbacks.
-TESTS = ("parts", "environments", "resume", "faults", "command_line", "processes", "watching", "everywhere")
-RUN_TESTS = ("resume", "processes", "faults", "command_line", "parts", "environments", "watching", "everywhere")
+TESTS = ("parts", "environments", "resume", "faults", "command_line", "processes", "watching", "template", "everywhere")
+RUN_TESTS = (
+    "resume",
+    "processes",
+    "faults",
+    "command_line",
+    "template",
+    "parts",
+    "environments",
+    "watching",
+    "everywhere",
+)
 
 # What stands in the file, and the fault in its place. A text that is not there exactly once is an error.
 FAULTS = [
@@ -136,7 +146,7 @@ RUN_FAULTS = [
     ("max(2.0, 25 * (time.monotonic() - begun))", "1e9"),
     ("partial.replace(self.folder / name)", "shutil.copy(partial, self.folder / name)"),
     ('"agent": module.agent.state_dict(),', '"agent": module.agent.state_dict() | {"actions": []},'),
-    ('        torch.set_rng_state(mine["torch_rng"])\n', ""),
+    ('        torch.set_rng_state(torch.from_numpy(mine["torch_rng"]))\n', ""),
     ('        self.best_reward = float(mine["best_reward"])\n', ""),
     (
         "module.returns = deque(returns, module.returns.maxlen)",
@@ -162,7 +172,7 @@ def survives(old: str, new: str) -> bool:
         files = [f"tests/test_{name}.py" for name in (RUN_TESTS if (old, new) in RUN_FAULTS else TESTS)]
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files]
         try:
-            return subprocess.run(command, cwd=copy, capture_output=True, timeout=900).returncode == 0
+            return subprocess.run(command, cwd=copy, capture_output=True, timeout=3600).returncode == 0
         except subprocess.TimeoutExpired:  # a run that never ends is noticed
             return False
 
