@@ -152,7 +152,7 @@ RUN_FAULTS = [
         "module.returns = deque(returns, module.returns.maxlen)",
         "module.returns = deque(returns[1:], module.returns.maxlen)",
     ),
-    ('mine = checkpoint["dqn"][trainer.global_rank]', 'mine = checkpoint["dqn"][0]'),
+    ('apply_to_collection(checkpoint["dqn"][trainer.global_rank],', 'apply_to_collection(checkpoint["dqn"][0],'),
     ("trainer.strategy.launcher.kill(", "print("),
     ('if checkpoint["epoch"] >= trainer.max_epochs > 0:', 'if checkpoint["epoch"] > trainer.max_epochs > 0:'),
     ('"best_reward": self.best_reward,', '"best_reward": -math.inf,'),
