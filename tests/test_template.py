@@ -30,6 +30,8 @@ def test_what_the_readme_shows_is_in_the_changes():
 def test_a_change_has_at_most_30_lines(name):
     lines = [line for line in CHANGES[name].splitlines() if re.match(r"[+-](?![+-]{2} )", line)]
     assert 1 <= len(lines) <= 30
+    told = re.search(rf"^\| `(?:\w+, )?{name}` \| (\d+) \|", SECTION, re.M)
+    assert int(told.group(1)) == len(lines)
 
 
 ATARI = [row for row in ROWS if "atari" in row[0]]

@@ -1,7 +1,7 @@
 """Plant faults in dqn_cartpole.py, one at a time, and report which of them the tests do not notice.
 
     pip install -r requirements.txt -r tests/requirements.txt
-    python tests/benchmarks/mutants.py                  # an hour on two cores
+    python tests/benchmarks/mutants.py                  # some hours on two cores
     python tests/benchmarks/mutants.py --only sync      # those whose text holds a word
 
 Each fault is a small change of part 1 or of the checkpoints' callback: a sign, a bound, a line left out. The tests run
