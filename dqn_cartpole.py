@@ -352,9 +352,9 @@ class DQNLightning(pl.LightningModule):
         self.episode_reward = 0.0  # sum of the rewards of the running episode; no discount, as in all that is logged
         self.returns: deque[float] = deque(maxlen=100)  # the same, of the last finished episodes
 
-    def setup(self, stage: str) -> None:
-        """Before training, play at random until there is something to learn from."""
-        if stage == "fit" and len(self.buffer) == 0:
+    def on_fit_start(self) -> None:
+        """Before training, play at random until there is something to learn from; a resumed run has that already."""
+        if len(self.buffer) == 0:
             self.populate(self.hparams.warm_start_steps)
 
     def populate(self, steps: int = 1000) -> None:
@@ -969,7 +969,7 @@ def check_devices(args: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what gym and Lightning say of choices made on purpose; leave threads and environment as they were, for a notebook."""
+    """Silence what gym and Lightning say of choices made on purpose; leave a notebook's threads and variables alone."""
     said = "is out of date|latest versioned|many workers|LeafSpec|GPU available but|sync_dist|exists and is not empty"
     said += "|has `__len__` defined|smaller than the logging interval|overflow encountered in cast"
     for package in ("pytorch_lightning", "lightning_fabric"):

@@ -101,7 +101,7 @@ FAULTS = [
         "        # State",
     ),
     (".requires_grad_(False)", ""),
-    ('if stage == "fit" and len(self.buffer) == 0:', 'if stage == "fit":'),
+    ("        if len(self.buffer) == 0:\n", "        if True:\n"),
     ("self.agent.play_step(self.net, epsilon=1.0)", "self.agent.play_step(self.net, epsilon=0.0)"),
     (
         "self.agent.play_step(self.net, self.epsilon, self.device)",
