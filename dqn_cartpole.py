@@ -1079,8 +1079,11 @@ if __name__ == "__main__":
         setattr(sys, name, stream)
     if not NOTEBOOK:  # TensorBoard's thread: what stops it is raised again, and answered below
         threading.excepthook = lambda failed: issubclass(failed.exc_type, OSError) or threading.__excepthook__(failed)
+    code: Any = 0
     try:
         main(parse_args())
+    except SystemExit as end:  # of a run that was stopped, or of --help
+        code = end.code
     except Exception as error:
         code, message = 1, str(error)
         if isinstance(error, UsageError):
@@ -1093,4 +1096,8 @@ if __name__ == "__main__":
         elif not isinstance(error, FloatingPointError):
             raise
         print(f"{Path(__file__).name}: error: {message}", file=sys.stderr)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        sys.stdout.flush()
+        os._exit(code)  # threads between the processes can abort a Python that winds up: PyTorch's issue 190489
+    if code:
         sys.exit(code)

@@ -1,7 +1,9 @@
 """The changes in tests/changes, which the README's section "Make it yours" names, apply, train and resume exactly."""
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ from helpers import SCRIPT
 from test_resume import assert_same_run, hurry, kill, run
 
 CHANGES = {path.stem: path.read_text() for path in (SCRIPT.parent / "tests" / "changes").glob("*.diff")}
-SECTION = SCRIPT.with_name("README.md").read_text().partition("\n## Make it yours\n")[2].partition("\n## ")[0]
+README = SCRIPT.with_name("README.md").read_text()
+SECTION = README.partition("\n## Make it yours\n")[2].partition("\n## ")[0]
 # A row of its table: which changes, one on top of the other, and the command.
 ROWS = re.findall(r"^\| `([\w, ]+)` \|.*\| `python dqn_cartpole\.py ?(.*)` \|$", SECTION, re.M)
 
@@ -60,8 +63,9 @@ def change(names: str, folder: Path, few_episodes: bool) -> None:
 
 
 def changed() -> None:
-    """In the process of a run: let the script be that of its folder."""
+    """In the process of a run: let the script be that of its folder, and import what lies beside it."""
     test_resume.SCRIPT = Path(SCRIPT.name).resolve()
+    sys.path.insert(0, os.getcwd())
 
 
 def changed_in_a_hurry() -> None:
@@ -69,14 +73,16 @@ def changed_in_a_hurry() -> None:
     hurry()
 
 
-def assert_resumes_exactly(names: str, flags: str, tmp_path: Path) -> None:
+def assert_resumes_exactly(names: str, flags: str, tmp_path: Path, env: str = "", module: str = "") -> None:
+    """`env` is repeated where the run is resumed; `module` is the text of the my_envs.py that it needs."""
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    change(names, straight, few_episodes=True)
-    change(names, killed, few_episodes=True)
-    code, _, errors = run(flags, straight, changed_in_a_hurry)
+    for folder in (straight, killed):
+        change(names, folder, few_episodes=True)
+        Path(folder, "my_envs.py").write_text(module)
+    code, _, errors = run(f"{env} {flags}", straight, changed_in_a_hurry)
     assert code == 0, errors
-    assert kill(flags, killed, 2, 0, changed_in_a_hurry)
-    code, _, errors = run("--resume", killed, changed_in_a_hurry)
+    assert kill(f"{env} {flags}", killed, 2, 0, changed_in_a_hurry)
+    code, _, errors = run(f"--resume {env}", killed, changed_in_a_hurry)
     assert code == 0, errors
     assert_same_run(killed, straight)
 
@@ -101,6 +107,14 @@ def test_the_changed_script_learns(names, flags, tmp_path):
 @pytest.mark.parametrize(("names", "flags"), OTHERS)
 def test_the_changed_script_resumes_exactly(names, flags, tmp_path):
     assert_resumes_exactly(names, f"{flags} {SHORT}", tmp_path)
+
+
+def test_the_convolution_trains_on_minatar_and_resumes_exactly(tmp_path):
+    pytest.importorskip("minatar")
+    module, command = re.search(
+        r"^```python\n(import minatar.*?)```\n.*?dqn_cartpole.py (--env \S+)", README, re.M | re.S
+    ).groups()
+    assert_resumes_exactly("convolution", SHORT, tmp_path, command, module)
 
 
 @pytest.mark.slow
