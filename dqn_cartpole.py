@@ -70,8 +70,8 @@ LOG_EVERY = 50  # steps between two points of a curve that changes with every st
 class DQN(nn.Module):
     """Multilayer perceptron that estimates the Q-value of every action in a state (article, "Model").
 
-    The return is the sum of the rewards to come, each multiplied by gamma for every step that it lies ahead. The
-    Q-value of an action is the return to expect after it. To play well, take the action with the highest Q-value.
+    The return is the sum of the rewards to come; a reward k steps ahead is multiplied by gamma^k. The Q-value of an
+    action is the return to expect after it, if the best actions follow. To play well, take that of highest Q-value.
 
     Args:
         obs_size: numbers in one observation
@@ -94,7 +94,7 @@ class DQN(nn.Module):
         return self.net(x.flatten(1).float())
 
 
-# What happened in one step; in n steps, where a `NStepBuffer` stores it. `done` means terminated: the pole fell, and no
+# One step in the environment; `NStepBuffer` (part 2) makes n of it. `done` means terminated: the pole fell, and no
 # reward can follow. An episode that only ran out of time would have gone on, so its last step is not done.
 Experience = namedtuple("Experience", ["state", "action", "reward", "done", "new_state"])
 
@@ -103,13 +103,13 @@ class ReplayBuffer:
     """The last `capacity` experiences, to be sampled uniformly (article, "Replay buffer"; Lin 1992).
 
     Args:
-        capacity: experiences kept; the oldest goes first
+        capacity: experiences kept; a new one then takes the place of the oldest
         seed: of the buffer's own generator, which draws the samples
     """
 
     def __init__(self, capacity: int, seed: int | None = None) -> None:
         self.capacity = capacity
-        self.appended = 0  # experiences ever; modulo capacity, the place of the next
+        self.appended = 0  # experiences so far, those included that were overwritten since
         self.arrays: Experience | None = None  # one for each field, made when the shape of a state is known
         self.rng = np.random.default_rng(seed)
 
@@ -136,7 +136,7 @@ class ReplayBuffer:
         self.appended += 1
 
     def begin_episode(self) -> None:
-        """The agent says that its next experience is the first of an episode. A plain buffer need not know."""
+        """Called before an episode begins. It matters to `NStepBuffer`, which must not add up rewards of two."""
 
     def sample(self, batch_size: int) -> Experience:
         """Draw uniformly, without replacement, an array for each field; ValueError where the buffer holds too few.
@@ -163,7 +163,7 @@ class ReplayBuffer:
 
 
 class RLDataset(IterableDataset):
-    """A dataset that changes while it is learned from: each pass is drawn anew from the replay buffer.
+    """Each pass over this dataset is a new sample of the replay buffer (article, "Dataset").
 
     Args:
         buffer: replay buffer, as it is when the pass begins
@@ -230,12 +230,12 @@ class Agent:
         return self.take(self.get_action(net, epsilon, device))
 
     def take(self, action: int) -> tuple[float, bool]:
-        """What `play_step` does once the action is chosen; if that ends the episode, the next begins."""
+        """The rest of `play_step`, once the action is chosen; if it ends the episode, the next one begins."""
         self.actions.append(action)
         observation, reward, terminated, truncated, _ = self.env.step(action)
         new_state = copy_observation(observation, self.env)
         # A time limit ends the episode, but not what the agent could still have earned. So the buffer is told only
-        # `terminated`, and the loss still counts the value of the last state (Pardo et al. 2018).
+        # `terminated`, and the target still includes the value of the last state (Pardo et al. 2018).
         self.replay_buffer.append(Experience(self.state, action, float(reward), terminated, new_state))
         self.state = new_state
         episode_over = bool(terminated or truncated)
@@ -248,7 +248,7 @@ class Agent:
         return {"rng": self.rng.bit_generator.state, "seed": self.episode_seed, "actions": list(self.actions)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the agent of `state` stood: its episode is played again up to there, into the replay buffer."""
+        """Go on where the agent of `state` stood: play its episode again up to there. The buffer is restored later."""
         self.reset(state["seed"])
         for action in state["actions"]:
             self.take(action)
@@ -273,7 +273,7 @@ def make_env(env: str, episode_length: int | None = None, render_mode: str | Non
 
 
 def copy_observation(observation: Any, env: gym.Env) -> np.ndarray:
-    """A copy, in the dtype of the environment's observation space; float64 becomes float32."""
+    """A copy, for an environment may change its array later; in the dtype of its space, float64 as float32."""
     dtype = env.observation_space.dtype
     return np.array(observation, np.float32 if dtype == np.float64 else dtype)
 
@@ -281,7 +281,7 @@ def copy_observation(observation: Any, env: gym.Env) -> np.ndarray:
 class DQNLightning(pl.LightningModule):
     """The DQN algorithm as a LightningModule: plays, learns, validates (article, "Lightning module").
 
-    An epoch is one sample of the replay buffer, learned from in minibatches; at each the agent also takes a step.
+    An epoch is one sample of the replay buffer, learned from in minibatches. With each the agent also takes a step.
 
     Args, each of which is a flag of the command line too:
         env: id of the environment
@@ -290,7 +290,7 @@ class DQNLightning(pl.LightningModule):
         lr: learning rate
         gamma: discount of the return
         sync_rate: steps between copies to the target network
-        tau: below 1: blend this share into the target network at every step instead
+        tau: share of the network that is blended into the target network at every step; 1: copies, every sync_rate
         replay_size: capacity of the replay buffer
         warm_start_steps: random steps before training
         sample_size: experiences in an epoch, drawn at its start
@@ -302,7 +302,7 @@ class DQNLightning(pl.LightningModule):
         lr_schedule: how lr changes over the run
         n_step: steps of rewards that are counted before the target network estimates the rest
         double_dqn: let the online network choose the next action (van Hasselt et al. 2016)
-        clip_error: errors beyond this count linearly (Mnih et al. 2015: 1); None: squared errors, as in the article
+        clip_error: errors beyond it count linearly (Mnih et al. 2015: 1); None: squared errors, as in the article
         grad_clip: greatest norm of the gradient; None: any
     """
 
@@ -320,7 +320,7 @@ class DQNLightning(pl.LightningModule):
         sample_size: int = 200,
         eps_start: float = 0.7,
         eps_end: float = 0.02,  # so few random actions that an episode can reach the full 200
-        eps_last_frame: int = 15600,  # the whole run: 1,200 epochs of 13 steps
+        eps_last_frame: int = 15600,  # the whole run: 1,200 epochs of 13 minibatches
         hidden_size: int = 128,
         hidden_layers: int = 1,
         lr_schedule: str = "cosine",
@@ -334,7 +334,7 @@ class DQNLightning(pl.LightningModule):
         if not batch_size <= sample_size <= min(warm_start_steps, replay_size):
             most = f"at most --warm_start_steps ({warm_start_steps}) and --replay_size ({replay_size})"
             raise UsageError(f"--sample_size {sample_size}: must be at least --batch_size ({batch_size}), {most}")
-        self.steps_per_epoch = math.ceil(sample_size / batch_size)  # each is one step in the environment too
+        self.steps_per_epoch = math.ceil(sample_size / batch_size)  # with each minibatch, one in the environment
         self.env = make_env(env, episode_length)
 
         buffer_seed, agent_seed = int(torch.randint(2**62, ())), int(torch.randint(2**62, ()))
@@ -349,8 +349,8 @@ class DQNLightning(pl.LightningModule):
         self.target_net.load_state_dict(self.net.state_dict())
 
         # State that you add here goes into `Checkpoints.on_save_checkpoint` and `on_load_checkpoint` too.
-        self.episode_reward = 0.0  # sum of the rewards of the running episode; no discount, as in all that is logged
-        self.returns: deque[float] = deque(maxlen=100)  # the same, of the last finished episodes
+        self.episode_reward = 0.0  # sum of the rewards of the running episode, without discount
+        self.returns: deque[float] = deque(maxlen=100)  # the same of the last finished episodes
 
     def on_fit_start(self) -> None:
         """Before training, play at random until there is something to learn from; a resumed run has that already."""
@@ -358,7 +358,7 @@ class DQNLightning(pl.LightningModule):
             self.populate(self.hparams.warm_start_steps)
 
     def populate(self, steps: int = 1000) -> None:
-        """Fill the replay buffer with `steps` random steps, then begin a fresh episode."""
+        """Fill the replay buffer with `steps` random steps, then begin the first episode of training."""
         for _ in range(steps):
             self.agent.play_step(self.net, epsilon=1.0)
         self.agent.reset()
@@ -368,7 +368,7 @@ class DQNLightning(pl.LightningModule):
         return self.net(x)
 
     def training_step(self, batch: Sequence[torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """One step of DQN (Mnih et al. 2015, algorithm 1). Lightning gives the loss to the optimizer afterwards."""
+        """One step of DQN (Mnih et al. 2015, algorithm 1). Lightning then does the backward pass and Adam's step."""
         reward, episode_over = self.agent.play_step(self.net, self.epsilon, self.device)
         loss = self.dqn_mse_loss(batch)
         self.sync_target()
@@ -384,8 +384,8 @@ class DQNLightning(pl.LightningModule):
     def dqn_mse_loss(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
         """Mean squared error between Q(s, a) and its target r + gamma * max_a' Q_target(s', a').
 
-        The target comes from a second network, a copy that lags behind. Made with the network that is being trained
-        it would move at every step, and the network would chase itself.
+        The target comes from a second network, a copy that lags behind. Otherwise each update would move its own
+        target, and the network would chase itself.
 
         With `n_step` above 1, r is the discounted sum of n rewards, s' is n steps later, and gamma becomes gamma^n.
         """
@@ -399,13 +399,13 @@ class DQNLightning(pl.LightningModule):
                 next_values = next_q_values.gather(1, next_actions).squeeze(1)
             next_values = next_values.masked_fill(dones, 0.0)  # after the end there is nothing to earn
             targets = rewards + self.hparams.gamma**self.hparams.n_step * next_values
-        if self.hparams.clip_error:
+        if self.hparams.clip_error is not None:
             return nn.functional.huber_loss(q_values, targets, delta=self.hparams.clip_error)
         return nn.functional.mse_loss(q_values, targets)
 
     @torch.no_grad()
     def sync_target(self) -> None:
-        """Copy the weights to the target network every `sync_rate` steps; with `tau` below 1, blend always."""
+        """Copy the weights to the target network every `sync_rate` steps; with `tau` below 1, blend at each."""
         if self.hparams.tau < 1:
             for target, weight in zip(self.target_net.parameters(), self.net.parameters()):
                 target.lerp_(weight, self.hparams.tau)
@@ -433,7 +433,7 @@ class DQNLightning(pl.LightningModule):
         return sum(self.returns) / max(1, len(self.returns))
 
     def configure_optimizers(self) -> Any:
-        """Adam, and a learning rate that changes between epochs."""
+        """Adam, with a learning rate that is set anew at every epoch."""
         optimizer = torch.optim.Adam(self.net.parameters(), lr=self.hparams.lr, fused=True)  # fused is faster
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)]
 
@@ -444,9 +444,9 @@ class DQNLightning(pl.LightningModule):
         return factors[self.hparams.lr_schedule]
 
     def train_dataloader(self) -> DataLoader:
-        """One sample of the replay buffer in minibatches, so what is played now is learned from in the next epoch."""
+        """One sample of the replay buffer, in minibatches: what is played now can be drawn for the next epoch."""
         dataset = RLDataset(self.buffer, self.hparams.sample_size, self.hparams.batch_size)
-        return DataLoader(dataset, batch_size=None)
+        return DataLoader(dataset, batch_size=None)  # the dataset makes the minibatches
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(VAL_SEEDS, batch_size=len(VAL_SEEDS))  # the seeds of the episodes to play
@@ -473,7 +473,7 @@ class DQNLightning(pl.LightningModule):
             actions = self.net(torch.as_tensor(copy_observation(states, self.env), device=self.device)).argmax(1)
             states, rewards, terminated, truncated, _ = envs.step(actions.cpu().numpy())
             returns[playing] += rewards[playing]
-            playing &= ~(terminated | truncated)  # gym begins another episode there, which does not count
+            playing &= ~(terminated | truncated)  # gym begins another episode then, which does not count
             if not playing.any():
                 break
         envs.close()
@@ -779,7 +779,7 @@ def play(model: DQNLightning, render_mode: str) -> Iterator[Image.Image]:
             picture = ImageOps.expand(picture, (0, 20, 0, 0), "white")
             text = f"step {len(agent.actions)}, Q {', '.join(f'{q:.1f}' for q in q_values)}"
             ImageDraw.Draw(picture).text((5, 3), text, fill="black", font_size=12)
-            yield picture.quantize(32)
+            yield picture
         _, episode_over = agent.play_step(model.net, device=model.device)
     env.close()
 
@@ -790,7 +790,7 @@ def film(model: DQNLightning) -> bytes:
     try:
         if "rgb_array" not in model.env.metadata.get("render_modes", ()):
             raise ValueError("the environment has no render mode rgb_array")
-        first, *others = list(play(model, "rgb_array"))[::2]
+        first, *others = [picture.quantize(32) for picture in list(play(model, "rgb_array"))[::2]]
         pause = 2000 / (model.env.metadata.get("render_fps") or 30)  # milliseconds, for every other picture is shown
         first.save(gif, "GIF", save_all=True, append_images=others, duration=pause, loop=0)
     except (Exception, SystemExit) as error:  # a run that has learned must not end because of its film
