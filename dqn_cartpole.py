@@ -50,6 +50,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.tensorboard.summary import hparams
 from tqdm.auto import tqdm
 
 try:
@@ -995,15 +996,16 @@ def show(model: DQNLightning, trainer: pl.Trainer, args: argparse.Namespace, fol
     if args.test:
         return
     step, writer = trainer.global_step, trainer.logger.experiment
-    defaults = vars(Parser().parse_args([])) | {"env": None, "seed": None}
-    differs = {name: value for name, value in model.hparams.items() if value != defaults[name]}
-    trainer.logger.log_hyperparams(differs, {"test_reward": trainer.callback_metrics["test_reward"].item()}, step)
     versions = ", ".join(f"{package.__name__} {package.__version__}" for package in (torch, pl, gym, np))
     card = f"`{shell(*args.argv)}`, seed {args.seed}, {args.processes} x {model.device.type}, {versions}"
     writer.add_text("run", card, step)
+    defaults = vars(Parser().parse_args([])) | {"env": None, "seed": None}
+    differs = {name: value for name, value in model.hparams.items() if value != defaults[name]}
+    _, *summaries = hparams(differs, {})  # the first would be one run's columns, and hide the settings of the others
     if gif:
-        image = Summary.Value(tag="agent", image=Summary.Image(encoded_image_string=gif))
-        writer.file_writer.add_summary(Summary(value=[image]), step)
+        summaries.append(Summary(value=[Summary.Value(tag="agent", image=Summary.Image(encoded_image_string=gif))]))
+    for summary in summaries:
+        writer.file_writer.add_summary(summary, step)
     trainer.logger.finalize("success")
 
 

@@ -31,9 +31,13 @@ def run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def tensorboard(run):
-    """Ask a TensorBoard that shows the run, as its page in the browser does."""
+    return tensorboard_of(run)
+
+
+def tensorboard_of(folder: Path):
+    """Ask a TensorBoard that shows the runs in `folder`, as its page in the browser does."""
     board = program.TensorBoard()
-    board.configure(argv=["tensorboard", "--logdir", str(run / "lightning_logs"), "--port", "0"])
+    board.configure(argv=["tensorboard", "--logdir", str(folder / "lightning_logs"), "--port", "0"])
     url = board.launch()
 
     def get(route: str, body: dict | None = None, **query: str) -> bytes:
@@ -86,7 +90,15 @@ def test_tensorboard_shows_the_command_and_the_versions(tensorboard):
 def test_tensorboard_compares_settings_by_test_reward(tensorboard):
     experiment = json.loads(tensorboard("hparams/experiment", {"experimentName": ""}))
     assert {info["name"] for info in experiment["hparamInfos"]} == {"env", "seed", "max_epochs"}  # not the defaults
-    assert [info["name"]["tag"] for info in experiment["metricInfos"]] == ["test_reward"]
+    assert "test_reward" in {info["name"]["tag"] for info in experiment["metricInfos"]}
+
+
+def test_tensorboard_has_a_column_for_what_differs_in_any_run(tmp_path):
+    for flags in (["--lr", "1e-2"], ["--double_dqn"]):
+        run_script("--max_epochs", "1", "--test_episodes", "1", *flags, cwd=tmp_path)
+    experiment = json.loads(tensorboard_of(tmp_path)("hparams/experiment", {"experimentName": ""}))
+    names = {info["name"] for info in experiment["hparamInfos"]}
+    assert names == {"env", "seed", "max_epochs", "lr", "double_dqn"}
 
 
 def test_video_is_the_film_of_an_episode(run):
