@@ -840,8 +840,8 @@ def env_id(text: str) -> str:
 
 count, fraction, positive = number(int, 1, 10**9), number(float, 0, 1), number(float, 1e-9, 1e9)
 READERS = {"str": env_id, "int": count, "int | None": count, "float": fraction, "float | None": positive}
-# Of settings whose type does not say it.
-OWN_READERS = {"lr": number(float, 1e-9, 10), "tau": number(float, 1e-9, 1), "hidden_layers": number(int, 1, 100)}
+# By name, where the type does not say it.
+READERS |= {"lr": number(float, 1e-9, 10), "tau": number(float, 1e-9, 1), "hidden_layers": number(int, 1, 100)}
 KEPT = ("seed", "max_epochs", "val_check_interval")  # settings of the run that a checkpoint keeps too
 
 
@@ -849,12 +849,8 @@ class Parser(argparse.ArgumentParser):
     """The command line: the settings of the run, and the arguments of `DQNLightning` as it documents them."""
 
     def __init__(self) -> None:
-        super().__init__(
-            usage="python dqn_cartpole.py [--flag value ...]",
-            description=__doc__.partition("\n")[0],
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-            allow_abbrev=False,
-        )
+        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+        self.usage, self.description = "python dqn_cartpole.py [--flag value ...]", __doc__.partition("\n")[0]
         run, dqn = self.add_argument_group("run"), self.add_argument_group("environment and DQN")
         add, either = run.add_argument, run.add_mutually_exclusive_group()
         add("--gpus", type=number(int, -1, 10**6), default=0, help="GPUs to train on; 0 is the CPU, -1 all there are")
@@ -871,7 +867,7 @@ class Parser(argparse.ArgumentParser):
         either.add_argument("--test", metavar="CKPT", type=Path, help="only test this checkpoint")
         for name, keyword in inspect.signature(DQNLightning).parameters.items():
             meaning = re.search(rf"^ +{name}: (.*)$", DQNLightning.__doc__, re.MULTILINE)[1]
-            how: dict[str, Any] = {"type": OWN_READERS.get(name) or READERS.get(keyword.annotation)}
+            how: dict[str, Any] = {"type": READERS.get(name) or READERS.get(keyword.annotation)}
             if keyword.annotation == "bool":
                 how = {"action": argparse.BooleanOptionalAction}
             elif name == "lr_schedule":
@@ -883,38 +879,33 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a UsageError says what cannot work.
-
-    With --resume or --test the settings come from the checkpoint, and are read as if they stood on the command line.
-    """
-    parser, argv, checkpoint = Parser(), list(sys.argv[1:] if argv is None else argv), {}
+    """Read the command line; with --resume or --test, as if the checkpoint's settings stood at its beginning."""
+    parser, argv = Parser(), list(sys.argv[1:] if argv is None else argv)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         name = unknown[0].partition("=")[0].strip("-").replace("-", "_")
-        near = [*difflib.get_close_matches(name, vars(args), 1), "help"][0]
-        raise UsageError(f"{' '.join(unknown)}: no such flag; did you mean --{near}?")
-    dqn = list(inspect.signature(DQNLightning).parameters)
-    path = newest_checkpoint() if args.resume == Path() else args.resume or args.test
-    if path:
-        source = f"--{'resume' if args.resume else 'test'} {path}"
-        checkpoint = read_checkpoint(path, source)
-        saved = checkpoint["hyper_parameters"]
-        if ":" in str(saved.get("env")) and args.env != saved["env"]:
-            raise UsageError(f"{source}: its environment imports a module; if you trust it, add --env {saved['env']}")
-        words = []
-        for name in (*KEPT, *dqn):
-            value = saved.get(name)
-            if isinstance(value, bool):
-                words.append(f"--{name}" if value else f"--no-{name}")
-            elif value is not None:
-                words.append(f"--{name}={value}")
-        trained, args = parser.parse_args(words), parser.parse_args([*words, *argv])
-        args.resume = args.resume and path
+        near = difflib.get_close_matches(name, vars(args), 1) or ["help"]
+        raise UsageError(f"{' '.join(unknown)}: no such flag; did you mean --{near[0]}?")
+    dqn, checkpoint = list(inspect.signature(DQNLightning).parameters), {}
+    if args.resume or args.test:
+        flag = "--resume" if args.resume else "--test"
+        path = newest_checkpoint() if args.resume == Path() else args.resume or args.test
+        checkpoint = read_checkpoint(path, flag)
+        saved = {name: checkpoint["hyper_parameters"].get(name) for name in (*KEPT, *dqn)}
+        if ":" in str(saved["env"]) and args.env != saved["env"]:
+            raise UsageError(
+                f"{flag} {path}: its environment imports a module; to trust it, add --env {saved['env']!r}"
+            )
+        switches = {name: value for name, value in saved.items() if isinstance(value, bool)}
+        words = [f"--{name}" if on else f"--no-{name}" for name, on in switches.items()]
+        words += [f"--{name}={value}" for name, value in saved.items() if name not in switches and value is not None]
+        trained, args = parser.parse_args(words), parser.parse_args([*words, *argv, f"{flag}={path}"])
         for name in ("seed", *dqn):
-            if (given := getattr(args, name)) != (was := getattr(trained, name)):
+            given, was = getattr(args, name), getattr(trained, name)
+            if given != was:
                 raise UsageError(f"--{name} {given}: {path} was trained with {was}; leave it out")
         if args.resume and "dqn" not in checkpoint:
-            raise UsageError(f"{source}: holds weights only; give a last.ckpt, or play it with --test")
+            raise UsageError(f"{flag} {path}: holds weights only; give a last.ckpt, or play it with --test")
     check_devices(args)
     args.argv, args.checkpoint, args.dqn = argv, checkpoint, {name: getattr(args, name) for name in dqn}
     return args
@@ -922,16 +913,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def newest_checkpoint() -> Path:
     """last.ckpt of the newest run in lightning_logs."""
-    runs = [folder for folder in Path("lightning_logs").glob("version_*") if folder.name[8:].isdigit()]
-    if not runs:
+    numbers = [int(run.name[8:]) for run in Path("lightning_logs").glob("version_*") if run.name[8:].isdigit()]
+    if not numbers:
         raise UsageError("--resume: there is no run in lightning_logs; give a last.ckpt")
-    path = max(runs, key=lambda folder: int(folder.name[8:])) / "checkpoints" / "last.ckpt"
-    if not path.exists():
-        raise UsageError(f"--resume: the newest run has no {path} yet; give that of another")
-    return path
+    return Path("lightning_logs", f"version_{max(numbers)}", "checkpoints", "last.ckpt")
 
 
-def read_checkpoint(path: Path, source: str) -> dict[str, Any]:
+def read_checkpoint(path: Path, flag: str) -> dict[str, Any]:
     """Load a checkpoint from whomever it comes: code that it carries does not run, and damage is noticed."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -944,13 +932,12 @@ def read_checkpoint(path: Path, source: str) -> dict[str, Any]:
         problem = f"cannot be read ({error.strerror})"
     except Exception as error:  # whatever a damaged file does to the readers
         problem = f"damaged, with code in it, or not a checkpoint of this script ({type(error).__name__})"
-    raise UsageError(f"{source}: {problem}; give a checkpoint of lightning_logs/version_N/checkpoints")
+    raise UsageError(f"{flag} {path}: {problem}; give a checkpoint of lightning_logs/version_N/checkpoints")
 
 
 def check_devices(args: argparse.Namespace) -> None:
     """Raise a UsageError where the devices or processes that are asked for cannot be had."""
-    accelerators = (pl.accelerators.CUDAAccelerator, pl.accelerators.MPSAccelerator)
-    visible = sum(kind.auto_device_count() for kind in accelerators if kind.is_available())
+    visible = pl.accelerators.CUDAAccelerator.auto_device_count() or int(pl.accelerators.MPSAccelerator.is_available())
     if args.gpus > visible or (args.gpus and not visible):
         raise UsageError(f"--gpus {args.gpus}: the number of visible GPUs is {visible}; --gpus 0 is the CPU")
     args.gpus = visible if args.gpus == -1 else args.gpus
@@ -959,13 +946,14 @@ def check_devices(args: argparse.Namespace) -> None:
     if args.num_nodes > 1 and not {"MASTER_ADDR", "SLURM_NTASKS"} & os.environ.keys():
         raise UsageError(f"--num_nodes {args.num_nodes}: start it on every machine, with torchrun or srun")
     args.processes = (args.gpus or args.num_processes) * args.num_nodes
-    ranks, totals = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_NTASKS")
-    launched = {"WORLD_SIZE", "SLURM_NTASKS_PER_NODE"} & os.environ.keys()  # what torchrun and srun set
-    for name in (*ranks, *totals):  # what a launcher left would make this process wait for others
-        fits = range(args.processes) if name in ranks else [args.processes]
-        stray = os.environ.get(name, "")
-        if stray and (stray not in map(str, fits) or (args.processes > 1 and not launched)):
-            raise UsageError(f"{name}={stray}: the flags ask for {args.processes} in all; unset it")
+    launched = {"MASTER_ADDR", "SLURM_NTASKS_PER_NODE"} & os.environ.keys()  # what torchrun and srun set
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    for name in (*ranks, "WORLD_SIZE", "SLURM_NTASKS"):  # what a launcher left would make this process wait for others
+        total = args.num_nodes if name == "NODE_RANK" else args.processes
+        fits = range(total) if name in ranks else [total]
+        left = os.environ.get(name)
+        if left and (left not in map(str, fits) or (args.processes > 1 and not launched)):
+            raise UsageError(f"{name}={left}: the flags ask for {total} in all; unset it")
 
 
 @contextlib.contextmanager
