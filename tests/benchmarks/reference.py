@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def draw(run: Path) -> None:
-    """Draw the returns of training and validation against the training steps, into curve.png."""
+    """Draw the scores of training and validation against the training steps, into curve.png."""
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
     figure, axes = plt.subplots(figsize=(6, 3.2), dpi=100, layout="constrained")
     looks = {
@@ -49,7 +49,7 @@ def draw(run: Path) -> None:
         points = events.Scalars(name)
         axes.plot([point.step for point in points], [point.value for point in points], **look)
     axes.axhline(195, color="black", linestyle=":", linewidth=1, label="solved")
-    axes.set(xlabel="training step", ylabel="return", ylim=(0, 205), xlim=(0, None))
+    axes.set(xlabel="training step", ylabel="score", ylim=(0, 205), xlim=(0, None))
     figure.legend(fontsize="x-small", loc="outside lower center", ncols=2)
     figure.savefig(run / "curve.png", metadata={"Software": None})
 
