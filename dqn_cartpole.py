@@ -808,8 +808,8 @@ def say(text: str) -> None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
 
 
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or repr(error)
+def one_line(message: object) -> str:
+    return " ".join(str(message).split()) or repr(message)
 
 
 def shell(*words: object) -> str:
@@ -893,9 +893,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         checkpoint = read_checkpoint(path, flag)
         saved = {name: checkpoint["hyper_parameters"].get(name) for name in (*KEPT, *dqn)}
         if ":" in str(saved["env"]) and args.env != saved["env"]:
-            raise UsageError(
-                f"{flag} {path}: its environment imports a module; to trust it, add --env {saved['env']!r}"
-            )
+            remedy = f"if you trust it, add --env {one_line(saved['env'])}"
+            raise UsageError(f"{flag} {path}: its environment imports a module; {remedy}")
         switches = {name: value for name, value in saved.items() if isinstance(value, bool)}
         words = [f"--{name}" if on else f"--no-{name}" for name, on in switches.items()]
         words += [f"--{name}={value}" for name, value in saved.items() if name not in switches and value is not None]

@@ -307,6 +307,9 @@ def test_checkpoint_that_names_a_module_is_not_imported(copied):
         assert (code, errors.count("\n")) == (2, 1), errors
         assert "--env extras:CartPole-v0" in errors
         assert not Path("imported").exists()
+    change(last_of(copied), "hyper_parameters/env", "extras:\nCartPole-v0")
+    code, errors = outcome("--resume")
+    assert (code, errors.count("\n")) == (2, 1), errors
 
 
 def test_settings_of_the_run_do_not_come_from_a_checkpoint(copied):
