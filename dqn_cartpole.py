@@ -6,9 +6,9 @@
     python dqn_cartpole.py --resume           # go on after Ctrl-C, a crash or a kill, as if nothing had happened
     python dqn_cartpole.py --help             # every setting and its default
 
-Part 1 is DQN, in the order of the article by Donal Byrne (2020) that it follows: model, replay buffer, dataset, agent,
-Lightning module. The algorithm is from Mnih et al., "Human-level control through deep reinforcement learning", Nature
-518 (2015). Part 2 is the run: progress bar, checkpoints, film, command line, main.
+Part 1 is DQN, in the order of Donal Byrne's article (2020): model, replay buffer, dataset, agent, Lightning module.
+The algorithm is from Mnih et al., "Human-level control through deep reinforcement learning", Nature 518 (2015).
+Part 2 is the run: progress bar, checkpoints, film, command line, main.
 """
 
 from __future__ import annotations
@@ -47,10 +47,9 @@ from lightning_utilities import apply_to_collection
 from PIL import Image, ImageDraw, ImageOps
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
-from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
-from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.summary import Summary, hparams
 from tqdm.auto import tqdm
 
 try:
@@ -335,7 +334,7 @@ class DQNLightning(pl.LightningModule):
         if not batch_size <= sample_size <= min(warm_start_steps, replay_size):
             most = f"at most --warm_start_steps ({warm_start_steps}) and --replay_size ({replay_size})"
             raise UsageError(f"--sample_size {sample_size}: must be at least --batch_size ({batch_size}), {most}")
-        self.steps_per_epoch = math.ceil(sample_size / batch_size)  # with each minibatch, one in the environment
+        self.steps_per_epoch = math.ceil(sample_size / batch_size)  # with each goes a step in the environment
         self.env = make_env(env, episode_length)
 
         buffer_seed, agent_seed = int(torch.randint(2**62, ())), int(torch.randint(2**62, ()))
@@ -771,7 +770,7 @@ def play(model: DQNLightning, render_mode: str) -> Iterator[Image.Image]:
     agent.reset(TEST_SEEDS[0])
     model.eval()
     while not episode_over and len(agent.actions) < EVAL_STEPS:
-        if render_mode == "rgb_array":
+        if render_mode == "rgb_array" and len(agent.actions) % 2 == 0:  # every other picture is enough
             with torch.no_grad():
                 q_values = model.net(torch.as_tensor(agent.state, device=model.device).unsqueeze(0))[0].tolist()
             frame = np.squeeze(env.render())
@@ -791,7 +790,7 @@ def film(model: DQNLightning) -> bytes:
     try:
         if "rgb_array" not in model.env.metadata.get("render_modes", ()):
             raise ValueError("the environment has no render mode rgb_array")
-        first, *others = [picture.quantize(32) for picture in list(play(model, "rgb_array"))[::2]]
+        first, *others = [picture.quantize(32) for picture in play(model, "rgb_array")]
         pause = 2000 / (model.env.metadata.get("render_fps") or 30)  # milliseconds, for every other picture is shown
         first.save(gif, "GIF", save_all=True, append_images=others, duration=pause, loop=0)
     except (Exception, SystemExit) as error:  # a run that has learned must not end because of its film

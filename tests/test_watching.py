@@ -96,9 +96,16 @@ def test_tensorboard_compares_settings_by_test_reward(tensorboard):
 def test_tensorboard_has_a_column_for_what_differs_in_any_run(tmp_path):
     for flags in (["--lr", "1e-2"], ["--double_dqn"]):
         run_script("--max_epochs", "1", "--test_episodes", "1", *flags, cwd=tmp_path)
-    experiment = json.loads(tensorboard_of(tmp_path)("hparams/experiment", {"experimentName": ""}))
-    names = {info["name"] for info in experiment["hparamInfos"]}
-    assert names == {"env", "seed", "max_epochs", "lr", "double_dqn"}
+    ask = tensorboard_of(tmp_path)
+    experiment = json.loads(ask("hparams/experiment", {"experimentName": ""}))
+    assert {info["name"] for info in experiment["hparamInfos"]} == {"env", "seed", "max_epochs", "lr", "double_dqn"}
+    table = {"experimentName": "", "allowedStatuses": ["STATUS_SUCCESS"], "startIndex": 0, "sliceSize": 9}
+    groups = json.loads(ask("hparams/session_groups", table))["sessionGroups"]
+    rows = {group["sessions"][0]["name"]: group for group in groups}
+    assert [rows[f"version_{n}"]["hparams"].get("lr") for n in (0, 1)] == [0.01, None]
+    assert [rows[f"version_{n}"]["hparams"].get("double_dqn") for n in (0, 1)] == [None, 1]
+    for row in rows.values():
+        assert "test_reward" in [metric["name"]["tag"] for metric in row["metricValues"]]
 
 
 def test_video_is_the_film_of_an_episode(run):
