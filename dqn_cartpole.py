@@ -540,15 +540,25 @@ class NoProfiler(pl.profilers.PassThroughProfiler):  # 5 %: Lightning's idle one
 
 
 class Progress(pl.Callback):
-    """One bar for the whole run, where somebody can see it, and a line for every validation."""
+    """Tells of the training: how it begins, every validation, and a bar for the whole run where somebody can see it."""
 
     bar = tqdm(disable=True)  # until training starts, and in all processes but the first
 
     @rank_zero_only
     def on_train_start(self, trainer: pl.Trainer, module: DQNLightning) -> None:
-        steps, begun = trainer.max_epochs * module.steps_per_epoch, trainer.global_step
+        done, steps = trainer.global_step, trainer.max_epochs * module.steps_per_epoch
+        run = f"{module.hparams.env}, seed {module.hparams.get('seed')}, on {trainer.world_size} x {module.device.type}"
+        length = f"{trainer.max_epochs:,} epochs of {module.steps_per_epoch} steps"
+        begun = f" from step {done:,}" if done else ""
+        say(f"{run}: {length}{begun}, logged in {Path(trainer.logger.log_dir)}")
+        size = sum(array.nbytes for array in module.buffer.arrays)
+        if size > 10**9:
+            say(f"the replay buffer takes {size / 10**9:.1f} GB of memory and of last.ckpt; --replay_size sets it")
+        width = max((layer.in_features for layer in module.net.modules() if isinstance(layer, nn.Linear)), default=0)
+        if width > 10_000:
+            say(f"{width:,} numbers in an observation: the README has a better network for pixels")
         hidden = False if NOTEBOOK else None  # None: where there is no terminal
-        self.bar = tqdm(total=steps, initial=begun, unit="step", mininterval=0.3, dynamic_ncols=True, disable=hidden)
+        self.bar = tqdm(total=steps, initial=done, unit="step", mininterval=0.3, dynamic_ncols=True, disable=hidden)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: DQNLightning, *_: Any) -> None:
         if self.bar.update():  # it was drawn; the next time will show this
@@ -587,17 +597,8 @@ class RunFolder(pl.Callback):
         logger = TensorBoardLogger(".", version=self.version, default_hp_metric=False, flush_secs=5, purge_step=again)
         trainer.logger = logger
         self.claim(logger)
-        logger.log_hyperparams(module.hparams)
+        logger.log_hyperparams(asked)
         logger.save()
-        device = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
-        length = f"{trainer.max_epochs:,} epochs of {module.steps_per_epoch} steps"
-        begun = f" from step {again:,}" if again else ""
-        say(f"{asked.env}, seed {asked.get('seed')}, on {device}: {length}{begun}, logged in {Path(logger.log_dir)}")
-        size = sum(array.nbytes for array in module.buffer.arrays)
-        if size > 10**9:
-            say(f"the replay buffer takes {size / 10**9:.1f} GB of memory and of last.ckpt; --replay_size sets it")
-        if module.agent.state.size > 10_000:
-            say(f"{module.agent.state.size:,} numbers in an observation: the README has a better network for pixels")
 
     def on_fit_end(self, trainer: pl.Trainer, module: DQNLightning) -> None:
         if not trainer.logger:  # of a finished run nothing was left to train
@@ -650,21 +651,20 @@ class Checkpoints(pl.callbacks.Checkpoint):
                 partial.unlink()  # whoever wrote it was killed
         if not Path(self.folder, "best.ckpt").exists():  # what is resumed from elsewhere has left its best there
             self.best_reward = -math.inf
-        self.catch_signals(trainer)
+        self.answer_signals(self.stop)
 
-    def on_test_start(self, trainer: pl.Trainer, module: DQNLightning) -> None:
-        self.catch_signals(trainer)  # Lightning has put the former handlers back
+    def on_test_start(self, *_: Any) -> None:
+        self.answer_signals(lambda signum, _: sys.exit(128 + signum))  # at once: nothing is left to be saved
 
-    def catch_signals(self, trainer: pl.Trainer) -> None:
-        def stop(signum: int, _: Any) -> None:
-            self.stopped_by = signum
-            signal.signal(signum, signal.SIG_DFL)  # the second time ends the process at once
-            if trainer.testing:  # nothing is left to be saved
-                sys.exit(128 + signum)
-
+    def answer_signals(self, answer: Callable[[int, Any], None]) -> None:
         with contextlib.suppress(ValueError):  # only the main thread may ask for signals
-            signal.signal(signal.SIGINT, stop)
-            signal.signal(signal.SIGTERM, stop)
+            signal.signal(signal.SIGINT, answer)
+            signal.signal(signal.SIGTERM, answer)
+
+    def stop(self, signum: int, _: Any) -> None:
+        """Note a signal: the run ends after this epoch. A second one ends the process at once."""
+        self.stopped_by = signum
+        signal.signal(signum, signal.SIG_DFL)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: DQNLightning) -> None:
         names: list[str] = []
@@ -763,25 +763,26 @@ class Checkpoints(pl.callbacks.Checkpoint):
             error.add_note(f"The agent was in step {step} of the training episode with seed {seed}.")
 
 
-def play(model: DQNLightning, render_mode: str) -> Iterator[Image.Image]:
+@torch.inference_mode()
+def play(model: DQNLightning, render_mode: str) -> list[Image.Image]:
     """Play the first test episode, in a window ("human") or into pictures with the Q-values drawn in ("rgb_array")."""
     env = make_env(model.hparams.env, model.hparams.episode_length, render_mode)
-    agent, episode_over = Agent(env, ReplayBuffer(1)), False
+    agent, pictures, episode_over = Agent(env, ReplayBuffer(1)), [], False
     agent.reset(TEST_SEEDS[0])
     model.eval()
     while not episode_over and len(agent.actions) < EVAL_STEPS:
         if render_mode == "rgb_array" and len(agent.actions) % 2 == 0:  # every other picture is enough
-            with torch.no_grad():
-                q_values = model.net(torch.as_tensor(agent.state, device=model.device).unsqueeze(0))[0].tolist()
+            q_values = model.net(torch.as_tensor(agent.state, device=model.device).unsqueeze(0))[0].tolist()
             frame = np.squeeze(env.render())
             frame = np.uint8(frame * 255 if frame.dtype.kind == "f" else frame)  # some draw with floats, from 0 to 1
             picture = ImageOps.contain(Image.fromarray(frame).convert("RGB"), (300, 300))
             picture = ImageOps.expand(picture, (0, 20, 0, 0), "white")
             text = f"step {len(agent.actions)}, Q {', '.join(f'{q:.1f}' for q in q_values)}"
             ImageDraw.Draw(picture).text((5, 3), text, fill="black", font_size=12)
-            yield picture
+            pictures.append(picture.quantize(32))
         _, episode_over = agent.play_step(model.net, device=model.device)
     env.close()
+    return pictures
 
 
 def film(model: DQNLightning) -> bytes:
@@ -790,7 +791,7 @@ def film(model: DQNLightning) -> bytes:
     try:
         if "rgb_array" not in model.env.metadata.get("render_modes", ()):
             raise ValueError("the environment has no render mode rgb_array")
-        first, *others = [picture.quantize(32) for picture in play(model, "rgb_array")]
+        first, *others = play(model, "rgb_array")
         pause = 2000 / (model.env.metadata.get("render_fps") or 30)  # milliseconds, for every other picture is shown
         first.save(gif, "GIF", save_all=True, append_images=others, duration=pause, loop=0)
     except (Exception, SystemExit) as error:  # a run that has learned must not end because of its film
@@ -1037,26 +1038,23 @@ def main(args: argparse.Namespace) -> None:
         source = f"--test {args.test}" if args.test else f"--resume {args.resume}"
         raise UsageError(f"{source}: does not fit: {one_line(error)}") from None
 
-    best = args.test
-    if not args.test:
-        last, best = (Path(trainer.log_dir, "checkpoints", name) for name in ("last.ckpt", "best.ckpt"))
-        best = best if best.exists() else last  # a run resumed shortly before its end may have none
-        if stopped_by := trainer.checkpoint_callback.stopped_by:
-            say(f"stopped at step {trainer.global_step:,}; to go on:\n{shell(*args.argv, '--resume', last)}")
-            # Where one process fails Lightning ends the first, so only that may say how the run ended.
-            sys.exit(128 + stopped_by if trainer.is_global_zero else 0)
+    best = args.test or Path(trainer.log_dir, "checkpoints", "best.ckpt")
+    last = best.with_name("last.ckpt")
+    if stopped_by := trainer.checkpoint_callback.stopped_by:
+        say(f"stopped at step {trainer.global_step:,}; to go on:\n{shell(*args.argv, '--resume', last)}")
+        # Where one process fails Lightning ends the first, so only that may say how the run ended.
+        sys.exit(128 + stopped_by if trainer.is_global_zero else 0)
+    best = best if best.exists() else last  # a run resumed shortly before its end may have none
     seeds = range(TEST_SEEDS.start, TEST_SEEDS.start + args.test_episodes)
     episodes: DataLoader = DataLoader(seeds, batch_size=len(seeds))
-    trainer.test(model, episodes, ckpt_path=None if args.test else best, verbose=False, weights_only=True)
+    (result,) = trainer.test(model, episodes, ckpt_path=None if args.test else best, verbose=False, weights_only=True)
     if trainer.is_global_zero:
         show(model, trainer, args, best.parent)
-        mean, std = (trainer.callback_metrics[name] for name in ("test_reward", "test_reward_std"))
-        say(f"test_reward: {mean:.2f} +/- {std:.2f} over {len(seeds)} episodes")
+        say(f"test_reward: {result['test_reward']:.2f} +/- {result['test_reward_std']:.2f} over {len(seeds)} episodes")
         say("tensorboard --logdir lightning_logs")
         say(shell("--test", best, *(["--env", args.env] if ":" in args.env else [])))
         if args.render:
-            for _ in play(model, "human"):
-                pass
+            play(model, "human")
 
 
 if __name__ == "__main__":

@@ -292,6 +292,26 @@ def test_large_observations_and_buffers_are_spoken_of_at_the_start(main, capsys,
     assert ("the replay buffer takes 1.1 GB of memory and of last.ckpt" in output) == (replay_size == 50_000)
 
 
+def test_a_network_for_pixels_gets_no_advice(main, capsys, monkeypatch):
+    class Pooled(torch.nn.Module):
+        def __init__(self, obs_size, n_actions, *_):
+            super().__init__()
+            self.net = torch.nn.Linear(1, n_actions)
+
+        def forward(self, x):
+            return self.net(x.flatten(1).float().mean(1, keepdim=True))
+
+    monkeypatch.setattr("dqn_cartpole.DQN", Pooled)
+    gym.register("Wide-v0", Wide, max_episode_steps=20)
+    try:
+        main("--env Wide-v0 --replay_size 500 --sample_size 200 --max_epochs 1 --test_episodes 1")
+    finally:
+        del gym.registry["Wide-v0"]
+    output = capsys.readouterr().out
+    assert "test_reward" in output
+    assert "numbers in an observation" not in output
+
+
 def test_training_goes_on_where_nobody_reads_the_output(tmp_path):
     command = f"{sys.executable} {SCRIPT} --max_epochs 5 | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=100)

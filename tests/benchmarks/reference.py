@@ -43,7 +43,7 @@ def draw(run: Path) -> None:
     looks = {
         "total_reward": {"color": "0.75", "linewidth": 0.8, "label": "total_reward: episodes with random actions"},
         "avg_reward": {"color": "tab:blue", "label": "avg_reward: mean of the last 100 of them"},
-        "val_reward": {"color": "tab:orange", "marker": ".", "label": "val_reward: 20 greedy episodes"},
+        "val_reward": {"color": "tab:orange", "marker": ".", "label": "val_reward: 20 episodes without"},
     }
     for name, look in looks.items():
         points = events.Scalars(name)
