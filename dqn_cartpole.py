@@ -495,8 +495,8 @@ class NStepBuffer(ReplayBuffer):
     """A replay buffer whose experiences span n steps: what is learned of a reward reaches earlier actions sooner.
 
     An experience holds the state and the action of n steps ago, the discounted sum of the n rewards since, and the
-    newest state (Sutton 1988; Hessel et al. 2018). Steps that still wait for theirs are no part of a checkpoint: a
-    resumed agent plays its episode again.
+    newest state (Sutton 1988; Hessel et al. 2018). A checkpoint leaves out the steps that wait: a resumed
+    agent plays its episode again, which brings them back.
     """
 
     def __init__(self, capacity: int, n_step: int, gamma: float, seed: int | None = None) -> None:
@@ -525,7 +525,7 @@ class FastDQN(DQNLightning):
             for weight in group["params"]:
                 weight.grad = None
 
-    def __setattr__(self, name: str, value: Any) -> None:  # 8 %: Lightning sets a name before and after every hook
+    def __setattr__(self, name: str, value: Any) -> None:  # 8 %: Lightning notes the name of every hook
         if name in self.__dict__ and (value is None or isinstance(value, str)):
             object.__setattr__(self, name, value)
         else:
@@ -561,7 +561,7 @@ class Progress(pl.Callback):
         self.bar = tqdm(total=steps, initial=done, unit="step", mininterval=0.3, dynamic_ncols=True, disable=hidden)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: DQNLightning, *_: Any) -> None:
-        if self.bar.update():  # it was drawn; the next time will show this
+        if self.bar.update():  # True where the bar was just drawn; the text shows at the next time
             self.bar.set_postfix_str(f"avg {module.avg_reward:.1f}, epsilon {module.epsilon:.2f}", refresh=False)
 
     @rank_zero_only
@@ -577,13 +577,13 @@ class Progress(pl.Callback):
 
 
 class RunFolder(pl.Callback):
-    """Gives the run a folder of its own, and its logger, when training begins: what cannot begin leaves nothing.
+    """Gives the run its folder and its logger when training begins, so that a run that fails before leaves no folder.
 
     The folder is a new lightning_logs/version_N, or that of the checkpoint `resume`. It stays locked while training.
     """
 
     def __init__(self, resume: Path | None = None) -> None:
-        folder = resume.resolve().parents[1] if resume else Path()
+        folder = resume.resolve().parent.parent if resume else Path()
         ours = folder.parent == Path("lightning_logs").resolve()
         self.version = folder.name if ours else None  # what comes from elsewhere goes on in a new one
         self.locked = contextlib.ExitStack()
@@ -593,7 +593,7 @@ class RunFolder(pl.Callback):
         if held < asked.sample_size:  # a time limit cuts episodes before they have n_step rewards
             few = f"with --n_step {asked.n_step} makes {held} experiences, fewer than --sample_size {asked.sample_size}"
             raise UsageError(f"--warm_start_steps {asked.warm_start_steps}: {few}; give more")
-        again = trainer.global_step or None  # what a killed run logged after its last checkpoint comes again
+        again = trainer.global_step or None  # curves from this step on are dropped, and logged again
         logger = TensorBoardLogger(".", version=self.version, default_hp_metric=False, flush_secs=5, purge_step=again)
         trainer.logger = logger
         self.claim(logger)
@@ -601,7 +601,7 @@ class RunFolder(pl.Callback):
         logger.save()
 
     def on_fit_end(self, trainer: pl.Trainer, module: DQNLightning) -> None:
-        if not trainer.logger:  # of a finished run nothing was left to train
+        if not trainer.logger:  # a finished run was resumed: on_train_start was not called
             self.on_train_start(trainer, module)
 
     @rank_zero_only
@@ -612,7 +612,7 @@ class RunFolder(pl.Callback):
             with FileLock(logs / ".lock", timeout=10):  # so that each of two runs that start together has its own
                 logs = Path(logger.log_dir)
                 logs.mkdir(exist_ok=True)
-                self.locked.enter_context(FileLock(logs / ".lock", timeout=0))  # what a dead process held is free
+                self.locked.enter_context(FileLock(logs / ".lock", timeout=0))  # of a dead process it is free
         except Timeout:
             raise UsageError(f"{logs}: is locked by a run that still goes; stop that first") from None
         except OSError as error:
@@ -633,7 +633,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
 
     best_reward = -math.inf  # highest val_reward so far
     stopped_by: int | None = None  # the signal that asked for it
-    folder = Path("checkpoints")  # until training begins
+    folder: Path  # known when training begins
     next_write = 0.0  # by time.monotonic
 
     def setup(self, trainer: pl.Trainer, module: DQNLightning, stage: str) -> None:
@@ -649,14 +649,14 @@ class Checkpoints(pl.callbacks.Checkpoint):
         if trainer.is_global_zero:
             for partial in self.folder.glob("*.ckpt.*.partial"):
                 partial.unlink()  # whoever wrote it was killed
-        if not Path(self.folder, "best.ckpt").exists():  # what is resumed from elsewhere has left its best there
+        if not Path(self.folder, "best.ckpt").exists():  # it goes on in a new folder
             self.best_reward = -math.inf
         self.answer_signals(self.stop)
 
     def on_test_start(self, *_: Any) -> None:
         self.answer_signals(lambda signum, _: sys.exit(128 + signum))  # at once: nothing is left to be saved
 
-    def answer_signals(self, answer: Callable[[int, Any], None]) -> None:
+    def answer_signals(self, answer: Any) -> None:
         with contextlib.suppress(ValueError):  # only the main thread may ask for signals
             signal.signal(signal.SIGINT, answer)
             signal.signal(signal.SIGTERM, answer)
@@ -664,7 +664,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
     def stop(self, signum: int, _: Any) -> None:
         """Note a signal: the run ends after this epoch. A second one ends the process at once."""
         self.stopped_by = signum
-        signal.signal(signum, signal.SIG_DFL)
+        self.answer_signals(signal.SIG_DFL)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: DQNLightning) -> None:
         names: list[str] = []
@@ -674,17 +674,26 @@ class Checkpoints(pl.callbacks.Checkpoint):
             where = f"val_reward, a weight or its gradient is not finite at step {trainer.global_step}"
             raise FloatingPointError(f"{where}; try a lower --lr, or --grad_clip 10")
         validated = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
-        if validated and reward >= self.best_reward:  # of equals the latest
+        if validated and reward >= self.best_reward:  # >=: of equals the latest
             self.best_reward = reward.item()
             names.append("best.ckpt")
-        stop = trainer.strategy.reduce_boolean_decision(self.stopped_by is not None, all=False)
+        stop = self.told_to_stop(trainer)
         if stop:
             trainer.should_stop = True
-            self.stopped_by = self.stopped_by or signal.SIGTERM  # where another process was told
         if stop or trainer.current_epoch + 1 == trainer.max_epochs or time.monotonic() >= self.next_write:
             names.append("last.ckpt")
         for name in trainer.strategy.broadcast(names):  # what the first process decides, all do
             self.save(trainer, name)
+
+    def on_train_end(self, trainer: pl.Trainer, module: DQNLightning) -> None:
+        self.told_to_stop(trainer)  # while the last checkpoint was written
+
+    def told_to_stop(self, trainer: pl.Trainer) -> bool:
+        """Whether a signal has come, to this process or to another: all have to answer alike."""
+        told = trainer.strategy.reduce_boolean_decision(self.stopped_by is not None, all=False)
+        if told:
+            self.stopped_by = self.stopped_by or signal.SIGTERM
+        return told
 
     def save(self, trainer: pl.Trainer, name: str) -> None:
         """Write beside the place, then move: the file in place is always whole."""
@@ -724,13 +733,13 @@ class Checkpoints(pl.callbacks.Checkpoint):
         if not all(np.isfinite(array).all() for array in mine["buffer"]["arrays"] if array.dtype.kind == "f"):
             raise FloatingPointError(f"an observation or a reward up to step {trainer.global_step} is not finite")
         mine = apply_to_collection(mine, np.ndarray, torch.from_numpy)  # a checkpoint holds tensors and plain numbers
-        checkpoint["dqn"] = [apply_to_collection(mine, np.generic, np.generic.item)]
+        mine = apply_to_collection(mine, np.generic, np.generic.item)
+        checkpoint["dqn"] = [mine] * trainer.world_size
         if trainer.world_size > 1:
-            mine, checkpoint["dqn"] = checkpoint["dqn"][0], [None] * trainer.world_size
-            torch.distributed.all_gather_object(checkpoint["dqn"], mine)
+            torch.distributed.all_gather_object(checkpoint["dqn"], mine)  # fills in the others'
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: DQNLightning, checkpoint: dict[str, Any]) -> None:
-        """Restore it. From a checkpoint come numbers and tensors; no path that it may name is used."""
+        """Restore what `on_save_checkpoint` added, after a look at whether the checkpoint fits this run."""
         if not trainer.training:  # to play, the weights are enough
             return
         epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
@@ -740,7 +749,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
             raise ValueError(f"--max_epochs {trainer.max_epochs} are fewer than it has trained")
         if len(checkpoint["dqn"]) != trainer.world_size:
             raise ValueError(f"it has to go on in {len(checkpoint['dqn'])} processes, as before")
-        states = dict(checkpoint["optimizer_states"][0])["state"].values()
+        states = checkpoint["optimizer_states"][0]["state"].values()
         for weight, state in zip(module.net.parameters(), states, strict=True):
             if not state["exp_avg"].shape == state["exp_avg_sq"].shape == weight.shape:
                 raise ValueError("the optimizer's state is of another network")  # fused Adam would end the process
@@ -801,7 +810,7 @@ def film(model: DQNLightning) -> bytes:
 
 @rank_zero_only
 def say(text: str) -> None:
-    """Print, and train on where nobody reads it (`| head -1`); of several processes the first speaks for all."""
+    """Print, from the first process only; where the reader has gone (`| head -1`) go on without him."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -824,7 +833,8 @@ def number(kind: type, least: float, greatest: float) -> Callable[[str], Any]:
 
     def read(text: str) -> Any:
         with contextlib.suppress(ValueError):
-            if least <= (value := kind(text)) <= greatest:
+            value = kind(text)
+            if least <= value <= greatest:
                 return value
         raise argparse.ArgumentTypeError(f"{text[:50]!r}: must be {kind.__name__}, from {least} to {greatest}")
 
@@ -839,9 +849,10 @@ def env_id(text: str) -> str:
 
 
 count, fraction, positive = number(int, 1, 10**9), number(float, 0, 1), number(float, 1e-9, 1e9)
-READERS = {"str": env_id, "int": count, "int | None": count, "float": fraction, "float | None": positive}
+READERS = {"str": str, "int": count, "int | None": count, "float": fraction, "float | None": positive}
 # By name, where the type does not say it.
-READERS |= {"lr": number(float, 1e-9, 10), "tau": number(float, 1e-9, 1), "hidden_layers": number(int, 1, 100)}
+READERS |= {"env": env_id, "lr": number(float, 1e-9, 10), "tau": number(float, 1e-9, 1)}
+READERS["hidden_layers"] = number(int, 1, 100)
 KEPT = ("seed", "max_epochs", "val_check_interval")  # settings of the run that a checkpoint keeps too
 
 
@@ -867,11 +878,12 @@ class Parser(argparse.ArgumentParser):
         either.add_argument("--test", metavar="CKPT", type=Path, help="only test this checkpoint")
         for name, keyword in inspect.signature(DQNLightning).parameters.items():
             meaning = re.search(rf"^ +{name}: (.*)$", DQNLightning.__doc__, re.MULTILINE)[1]
-            how: dict[str, Any] = {"type": READERS.get(name) or READERS.get(keyword.annotation)}
             if keyword.annotation == "bool":
-                how = {"action": argparse.BooleanOptionalAction}
+                how: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
             elif name == "lr_schedule":
                 how = {"choices": ("constant", "linear", "cosine")}
+            else:
+                how = {"type": READERS.get(name) or READERS[keyword.annotation]}
             dqn.add_argument(f"--{name}", default=keyword.default, help=meaning, **how)
 
     def error(self, message: str) -> NoReturn:
@@ -879,7 +891,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; with --resume or --test, as if the checkpoint's settings stood at its beginning."""
+    """Read the command line; with --resume or --test, the checkpoint's settings take the place of the defaults."""
     parser, argv = Parser(), list(sys.argv[1:] if argv is None else argv)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -906,13 +918,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if args.resume and "dqn" not in checkpoint:
             raise UsageError(f"{flag} {path}: holds weights only; give a last.ckpt, or play it with --test")
     check_devices(args)
-    args.argv, args.checkpoint, args.dqn = argv, checkpoint, {name: getattr(args, name) for name in dqn}
+    args.argv, args.checkpoint = argv, checkpoint
+    args.dqn = {name: getattr(args, name) for name in dqn}
     return args
 
 
 def newest_checkpoint() -> Path:
     """last.ckpt of the newest run in lightning_logs."""
-    numbers = [int(run.name[8:]) for run in Path("lightning_logs").glob("version_*") if run.name[8:].isdigit()]
+    names = [run.name.removeprefix("version_") for run in Path("lightning_logs").glob("version_*")]
+    numbers = [int(name) for name in names if name.isdigit()]
     if not numbers:
         raise UsageError("--resume: there is no run in lightning_logs; give a last.ckpt")
     return Path("lightning_logs", f"version_{max(numbers)}", "checkpoints", "last.ckpt")
@@ -925,7 +939,7 @@ def read_checkpoint(path: Path, flag: str) -> dict[str, Any]:
             if archive.testzip():  # compares what it holds with its checksums
                 raise zipfile.BadZipFile
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        dict(checkpoint)["hyper_parameters"].keys()
+        checkpoint["hyper_parameters"].keys()
         return checkpoint
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
@@ -945,13 +959,15 @@ def check_devices(args: argparse.Namespace) -> None:
     if args.num_nodes > 1 and not {"MASTER_ADDR", "SLURM_NTASKS"} & os.environ.keys():
         raise UsageError(f"--num_nodes {args.num_nodes}: start it on every machine, with torchrun or srun")
     args.processes = (args.gpus or args.num_processes) * args.num_nodes
-    launched = {"MASTER_ADDR", "SLURM_NTASKS_PER_NODE"} & os.environ.keys()  # what torchrun and srun set
+    # What torchrun and srun set; SLURM_NTASKS alone may be left over.
+    launched = {"MASTER_ADDR", "SLURM_NTASKS_PER_NODE"} & os.environ.keys()
     ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
     for name in (*ranks, "WORLD_SIZE", "SLURM_NTASKS"):  # what a launcher left would make this process wait for others
         total = args.num_nodes if name == "NODE_RANK" else args.processes
         fits = range(total) if name in ranks else [total]
         left = os.environ.get(name)
-        if left and (left not in map(str, fits) or (args.processes > 1 and not launched)):
+        unexpected = args.processes > 1 and not launched  # Lightning starts the processes, and numbers them
+        if left and (unexpected or left not in map(str, fits)):
             raise UsageError(f"{name}={left}: the flags ask for {total} in all; unset it")
 
 
@@ -984,11 +1000,12 @@ def show(model: DQNLightning, trainer: pl.Trainer, args: argparse.Namespace, fol
         return
     step, writer = trainer.global_step, trainer.logger.experiment
     versions = ", ".join(f"{package.__name__} {package.__version__}" for package in (torch, pl, gym, np))
-    card = f"`{shell(*args.argv)}`, seed {args.seed}, {args.processes} x {model.device.type}, {versions}"
+    device = f"{args.processes} x {trainer.strategy.root_device.type}"
+    card = f"`{shell(*args.argv)}`, seed {args.seed}, {device}, {versions}"
     writer.add_text("run", card, step)
-    defaults = vars(Parser().parse_args([])) | {"env": None, "seed": None}
+    defaults = vars(Parser().parse_args([])) | {"env": None, "seed": None}  # so that these two are always shown
     differs = {name: value for name, value in model.hparams.items() if value != defaults[name]}
-    _, *summaries = hparams(differs, {})  # the first would be one run's columns, and hide the settings of the others
+    _, *summaries = hparams(differs, {})  # left out: the list of columns, which is of this run only
     if gif:
         summaries.append(Summary(value=[Summary.Value(tag="agent", image=Summary.Image(encoded_image_string=gif))]))
     for summary in summaries:
@@ -1033,7 +1050,7 @@ def main(args: argparse.Namespace) -> None:
         else:
             trainer.fit(model, ckpt_path=args.resume, weights_only=True)
     except Exception as error:
-        if not args.checkpoint or trainer.logger:  # training had begun: not the checkpoint's fault
+        if not args.checkpoint or trainer.logger:  # the checkpoint was loaded, so it is not at fault
             raise
         source = f"--test {args.test}" if args.test else f"--resume {args.resume}"
         raise UsageError(f"{source}: does not fit: {one_line(error)}") from None
@@ -1058,12 +1075,10 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    for name in ("stdout", "stderr"):  # one may be closed, or not know all the letters of a path
-        stream = getattr(sys, name) or Path(os.devnull).open("w")  # noqa: SIM115
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-        setattr(sys, name, stream)
-    if not NOTEBOOK:  # TensorBoard's thread: what stops it is raised again, and answered below
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115  # it may be closed
+    with contextlib.suppress(AttributeError):  # standard output may be closed too, or a notebook's
+        sys.stdout.reconfigure(errors="backslashreplace")  # its encoding may not know all the letters of a path
+    if not NOTEBOOK:  # what fails in the thread that writes the curves is raised again here, and answered below
         threading.excepthook = lambda failed: issubclass(failed.exc_type, OSError) or threading.__excepthook__(failed)
     code: Any = 0
     try:

@@ -243,6 +243,35 @@ def test_stopped_by_a_signal_all_processes_save_and_end(tmp_path, reached):
 # How it is started
 
 
+def test_a_signal_to_one_process_during_the_last_save_ends_all(tmp_path):
+    """Their last joint decision was to go on; the next thing they would do together is the test."""
+    script = f"""
+import os, signal, sys
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import dqn_cartpole
+save = dqn_cartpole.Checkpoints.save
+
+def save_and_be_stopped(self, trainer, name):
+    save(self, trainer, name)
+    if trainer.global_rank == 1 and name == "last.ckpt" and trainer.current_epoch + 1 == trainer.max_epochs:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+dqn_cartpole.Checkpoints.save = save_and_be_stopped
+code = 0
+try:
+    dqn_cartpole.main(dqn_cartpole.parse_args())
+except SystemExit as end:
+    code = end.code
+sys.stdout.flush()
+os._exit(code)
+"""
+    folder = tmp_path / "run"
+    code, output, errors = finish(start(folder, *FLAGS, "--max_epochs", "20", script=script), folder)
+    assert code == 143, errors
+    assert "stopped at step 260; to go on:" in output
+    assert "test_reward" not in output
+
+
 @pytest.mark.slow
 def test_torchrun_starts_it_too(pair, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(SCRIPT), *FLAGS]

@@ -412,6 +412,20 @@ def test_signal_where_nothing_is_to_be_saved_ends_it_and_loses_nothing(copied, n
     assert last_of(copied).read_bytes() == before
 
 
+@pytest.mark.parametrize(("number", "other"), [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)])
+def test_a_second_signal_of_either_kind_would_end_it_at_once(number, other):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    callback = Checkpoints()
+    try:
+        callback.answer_signals(callback.stop)
+        signal.raise_signal(number)
+        assert callback.stopped_by == number
+        assert signal.getsignal(number) == signal.getsignal(other) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+
+
 @pytest.mark.slow
 def test_ctrl_c_on_a_real_command_line_exits_with_130(tmp_path):
     command = [sys.executable, SCRIPT, "--max_epochs", "100000"]

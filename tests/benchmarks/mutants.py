@@ -138,7 +138,9 @@ FAULTS = [
 # Faults of the callbacks.
 RUN_FAULTS = [
     ("module.agent.seeds = TRAIN_SEEDS[trainer.global_rank :: trainer.world_size]", "pass"),
-    ("signal.signal(signal.SIGTERM, stop)", "pass"),
+    ("signal.signal(signal.SIGTERM, answer)", "pass"),
+    ("        self.answer_signals(signal.SIG_DFL)\n", ""),
+    ("        self.told_to_stop(trainer)  # while", "        pass  # while"),
     ("for tensor in (reward, *module.net.parameters(), *moments)", "for tensor in (reward,)"),
     ("if validated and reward >= self.best_reward:", "if validated and reward > self.best_reward:"),
     ("self.best_reward = reward.item()", "pass"),
