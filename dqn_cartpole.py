@@ -495,8 +495,8 @@ class NStepBuffer(ReplayBuffer):
     """A replay buffer whose experiences span n steps: what is learned of a reward reaches earlier actions sooner.
 
     An experience holds the state and the action of n steps ago, the discounted sum of the n rewards since, and the
-    newest state (Sutton 1988; Hessel et al. 2018). A checkpoint leaves out the steps that wait: a resumed
-    agent plays its episode again, which brings them back.
+    newest state (Sutton 1988; Hessel et al. 2018). A checkpoint leaves out the steps that wait: a resumed agent plays
+    its episode again, which brings them back.
     """
 
     def __init__(self, capacity: int, n_step: int, gamma: float, seed: int | None = None) -> None:
@@ -546,19 +546,19 @@ class Progress(pl.Callback):
 
     @rank_zero_only
     def on_train_start(self, trainer: pl.Trainer, module: DQNLightning) -> None:
-        done, steps = trainer.global_step, trainer.max_epochs * module.steps_per_epoch
+        begun, steps = trainer.global_step, trainer.max_epochs * module.steps_per_epoch
         run = f"{module.hparams.env}, seed {module.hparams.get('seed')}, on {trainer.world_size} x {module.device.type}"
         length = f"{trainer.max_epochs:,} epochs of {module.steps_per_epoch} steps"
-        begun = f" from step {done:,}" if done else ""
-        say(f"{run}: {length}{begun}, logged in {Path(trainer.logger.log_dir)}")
+        since = f" from step {begun:,}" if begun else ""
+        say(f"{run}: {length}{since}, logged in {Path(trainer.logger.log_dir)}")
         size = sum(array.nbytes for array in module.buffer.arrays)
         if size > 10**9:
             say(f"the replay buffer takes {size / 10**9:.1f} GB of memory and of last.ckpt; --replay_size sets it")
-        width = max((layer.in_features for layer in module.net.modules() if isinstance(layer, nn.Linear)), default=0)
-        if width > 10_000:
-            say(f"{width:,} numbers in an observation: the README has a better network for pixels")
+        pixels, layers = module.agent.state.size, module.net.modules()
+        if pixels > 10_000 and any(isinstance(layer, nn.Linear) and layer.in_features == pixels for layer in layers):
+            say(f"{pixels:,} numbers in an observation: the README has a better network for pixels")
         hidden = False if NOTEBOOK else None  # None: where there is no terminal
-        self.bar = tqdm(total=steps, initial=done, unit="step", mininterval=0.3, dynamic_ncols=True, disable=hidden)
+        self.bar = tqdm(total=steps, initial=begun, unit="step", mininterval=0.3, dynamic_ncols=True, disable=hidden)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: DQNLightning, *_: Any) -> None:
         if self.bar.update():  # True where the bar was just drawn; the text shows at the next time
