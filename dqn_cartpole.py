@@ -2,13 +2,13 @@
 
     python dqn_cartpole.py                  # on the CPU; with --gpus 1 on a GPU
     tensorboard --logdir lightning_logs     # watch it learn
-    python dqn_cartpole.py --resume         # go on after Ctrl-C, a crash or a kill, as if nothing had happened
+    python dqn_cartpole.py --resume         # resume exactly after Ctrl-C, a crash or a kill
     python dqn_cartpole.py --help           # every setting and its default
 
 Part 1 is DQN as in the article that this file rebuilds: Donal Byrne, "En-Lightning Reinforcement Learning: Building a
 DQN with PyTorch Lightning" (2020, pytorchlightning.ai/blog). The algorithm is from Mnih et al., "Human-level control
-through deep reinforcement learning", Nature 518 (2015). Part 2 is what later papers added, as a subclass; the default
-run trains it. Part 3 is the run, which a subclass of your own, in a file of its own, can use too:
+through deep reinforcement learning", Nature 518 (2015). Part 2 adds what later papers found, as a subclass, which is
+trained by default. Part 3 runs the training; a subclass of your own, in its own file, can use it too:
 
     class MyDQN(ImprovedDQN):
         def __init__(self, width: int = 64, **kwargs):  # becomes the flag --width
@@ -56,10 +56,9 @@ except ModuleNotFoundError:  # gym 0.26, the last release before Gymnasium took 
 
 # Validation and test always play the same episodes, so that checkpoints can be compared; training plays others.
 VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), range(2000, 2**31)
-EVAL_ENVS = 20  # environments that the test has open at a time
-EVAL_STEPS = 10_000  # an episode of validation or test ends here at the latest
-FILM_STEPS = 1000  # the film ends here at the latest
-LOG_EVERY = 50  # steps between two points of a curve that changes with every step
+EVAL_STEPS = 10_000  # step limit of an episode in validation or test
+FILM_STEPS = 1000  # step limit of the film
+LOG_EVERY = 50  # logging interval of what changes with every step
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -69,14 +68,9 @@ LOG_EVERY = 50  # steps between two points of a curve that changes with every st
 class DQN(nn.Module):
     """Multilayer perceptron that estimates the Q-value of every action in a state (article, "Model").
 
-    The return is the sum of the rewards to come, where a reward k steps ahead is multiplied by gamma^k. The Q-value of
-    an action is the return to expect after it if the best actions follow.
-
-    Args:
-        obs_size: numbers in one observation
-        n_actions: discrete actions in the environment
-        hidden_size: units in a hidden layer
-        hidden_layers: hidden layers; the article's network has one
+    The return is the sum of the future rewards, a reward k steps ahead weighted by gamma^k. The Q-value of an action is
+    the expected return of taking it and acting optimally afterwards. `obs_size` is the size of a flattened observation;
+    the article's network has one hidden layer.
     """
 
     def __init__(self, obs_size: int, n_actions: int, hidden_size: int = 128, hidden_layers: int = 1) -> None:
@@ -91,15 +85,15 @@ class DQN(nn.Module):
         return self.net(x.flatten(1).float())
 
 
-# One step in the environment. `done` means terminated: the pole fell, and no reward can follow.
+# One step in the environment. `done` means terminated: the pole fell, and no reward follows.
 Experience = namedtuple("Experience", ["state", "action", "reward", "done", "new_state"])
 
 
 class ReplayBuffer:
-    """The last `capacity` experiences, to be sampled with a random generator of its own (article, "Replay buffer").
+    """The last `capacity` experiences, sampled with a random generator of its own (article, "Replay buffer").
 
-    Consecutive steps are alike, and a network that learns from them in order forgets the rest. A random sample is
-    varied (Lin 1992).
+    Consecutive steps are alike, and a network trained on them in order forgets the rest. Random samples are varied, and
+    use an experience more than once (Lin 1992).
     """
 
     def __init__(self, capacity: int, seed: int | None = None) -> None:
@@ -113,7 +107,7 @@ class ReplayBuffer:
         self.experiences.append(experience)
 
     def begin_episode(self) -> None:
-        """Called before each episode, for a buffer that combines the steps of one (`NStepBuffer` in part 2)."""
+        """Called before each episode; a hook for buffers that combine steps (`NStepBuffer` in part 2)."""
 
     def sample(self, batch_size: int) -> Experience:
         """Draw uniformly, without replacement; ValueError if the buffer holds too few.
@@ -126,13 +120,13 @@ class ReplayBuffer:
         return self.read(self.rng.choice(len(self), batch_size, replace=False))
 
     def read(self, rows: Sequence[int]) -> Experience:
-        """The experiences at `rows`, of which 0 is the oldest, as arrays."""
-        states, actions, rewards, dones, new_states = zip(*[self.experiences[row] for row in rows])
-        numbers = np.array(actions, np.int64), np.array(rewards, np.float32), np.array(dones, np.bool_)
-        return Experience(np.array(states), *numbers, np.array(new_states))
+        """The experiences at `rows` (0 is the oldest), as arrays."""
+        columns = zip(*[self.experiences[row] for row in rows])
+        dtypes = (None, np.int64, np.float32, np.bool_, None)  # None: the states' own
+        return Experience(*map(np.array, columns, dtypes))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs of the buffer: tensors and plain numbers, which `torch.load` accepts."""
+        """State needed to resume, as tensors and plain numbers, which `torch.load` accepts."""
         arrays = self.read(range(len(self))) if len(self) else ()
         return {"experiences": [torch.from_numpy(array) for array in arrays], "rng": self.rng.bit_generator.state}
 
@@ -146,7 +140,7 @@ class ReplayBuffer:
 class RLDataset(IterableDataset):
     """Each pass over this dataset is a new sample of `sample_size` experiences from `buffer` (article, "Dataset").
 
-    They come in minibatches of `batch_size`, as tensors, or one by one if it is None, as in the article.
+    It yields minibatches of `batch_size`, as tensors, or if that is None single experiences, as in the article.
     """
 
     def __init__(self, buffer: ReplayBuffer, sample_size: int = 200, batch_size: int | None = None) -> None:
@@ -168,9 +162,9 @@ class RLDataset(IterableDataset):
 
 
 class Agent:
-    """Plays in `env` and stores what happened in `replay_buffer` (article, "Agent").
+    """Acts in `env`, whose actions are discrete, and stores its experiences in `replay_buffer` (article, "Agent").
 
-    The random generator with this `seed` explores, and chooses the seed of each episode.
+    `seed` determines its exploration and the seed of each episode.
     """
 
     def __init__(self, env: gym.Env, replay_buffer: ReplayBuffer, seed: int | None = None) -> None:
@@ -180,15 +174,15 @@ class Agent:
         self.reset()
 
     def reset(self, seed: int | None = None) -> None:
-        """Begin the episode of `seed`, by default a random one; its first observation becomes `state`."""
+        """Begin an episode with `seed` (default: a random one); its first observation becomes `state`."""
         self.episode_seed = int(self.rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop)) if seed is None else seed
-        self.actions: list[int] = []  # of this episode; with its seed they suffice to play it again, after a resume
+        self.actions: list[int] = []  # of this episode; with the seed, enough to replay it on resume
         self.replay_buffer.begin_episode()
         observation, _ = self.env.reset(seed=self.episode_seed)
         self.state = copy_observation(observation, self.env)
 
     def get_action(self, net: nn.Module, epsilon: float, device: torch.device | str) -> int:
-        """Choose epsilon-greedily: with probability `epsilon` any action, to see more, else the one of highest Q-value.
+        """Choose epsilon-greedily: a random action with probability `epsilon`, to explore, else the greedy one.
 
         `net`, which is on `device`, maps observations (1, *observation shape) to Q-values (1, n_actions).
         """
@@ -206,8 +200,8 @@ class Agent:
         """Take `action` in the environment and store the experience; if the episode is over, begin the next."""
         observation, reward, terminated, truncated, _ = self.env.step(action)
         new_state = copy_observation(observation, self.env)
-        # A time limit ends the episode, but not what the agent could still have earned. So the buffer is told only
-        # `terminated`, and the target still includes the value of the last state (Pardo et al. 2018).
+        # A time limit cuts the episode, but its last state is not terminal: the agent could have earned more. So only
+        # `terminated` is stored, and the target still bootstraps from that state (Pardo et al. 2018).
         self.replay_buffer.append(Experience(self.state, action, float(reward), bool(terminated), new_state))
         self.state = new_state
         self.actions.append(action)
@@ -217,11 +211,11 @@ class Agent:
         return float(reward), episode_over
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs of the agent."""
+        """State needed to resume."""
         return {"rng": self.rng.bit_generator.state, "seed": self.episode_seed, "actions": list(self.actions)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Play the unfinished episode again, up to where it was; its steps go into the buffer, to be restored next."""
+        """Replay the unfinished episode. Its steps go into the buffer once more, so restore the buffer afterwards."""
         self.reset(state["seed"])
         for action in state["actions"]:
             self.take(action)
@@ -238,39 +232,39 @@ def copy_observation(observation: Any, env: gym.Env) -> np.ndarray:
 class DQNLightning(pl.LightningModule):
     """The DQN algorithm as a LightningModule: plays, learns, validates (article, "Lightning module").
 
-    An epoch is one sample of the replay buffer, learned from in minibatches. For every minibatch the agent takes one
-    step in the environment. Every argument is also a flag of the command line.
+    An epoch is one sample of the replay buffer, trained on in minibatches, with one step in the environment for each
+    minibatch. Every argument is also a flag of the command line.
     """
 
-    agent_class = Agent  # a subclass can have its own
+    agent_class = Agent  # override it in a subclass
 
     def __init__(
         self,
         env: Annotated[str, "id of the environment; module:Name-v0 imports the module first"] = "CartPole-v0",
-        episode_length: Annotated[int | None, "steps that cut an episode; None: the environment's own"] = None,
+        episode_length: Annotated[int | None, "time limit in steps; None: the environment's own"] = None,
         replay_size: Annotated[int, "capacity of the replay buffer"] = 5000,
         warm_start_steps: Annotated[int, "random steps before training"] = 1000,
         sample_size: Annotated[int, "experiences in an epoch, drawn at its start"] = 200,
         batch_size: Annotated[int, "experiences in a minibatch"] = 16,
         lr: Annotated[float, "learning rate"] = 5e-3,
-        gamma: Annotated[float, "discount of the return"] = 0.99,
-        sync_rate: Annotated[int, "steps between copies to the target network"] = 10,
+        gamma: Annotated[float, "discount factor"] = 0.99,
+        sync_rate: Annotated[int, "steps between updates of the target network"] = 10,
         hidden_size: Annotated[int, "units in a hidden layer"] = 128,
         hidden_layers: Annotated[int, "hidden layers"] = 1,
-        eps_start: Annotated[float, "epsilon, the share of random actions, at the first step"] = 0.7,
-        eps_end: Annotated[float, "epsilon from eps_last_frame on"] = 0.02,
-        eps_last_frame: Annotated[int, "steps over which epsilon falls; 15600 is the whole run"] = 15600,
+        eps_start: Annotated[float, "epsilon, the probability of a random action, at first"] = 0.7,
+        eps_end: Annotated[float, "epsilon from step eps_last_frame on"] = 0.02,
+        eps_last_frame: Annotated[int, "steps over which epsilon falls; 15600: the default run"] = 15600,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()  # as self.hparams, with the arguments of a subclass, for the methods called below
+        self.save_hyperparameters()  # sets self.hparams (a subclass's arguments too), which the methods below read
         self.env = self.make_env()
         self.net = self.make_net()
         self.target_net = copy.deepcopy(self.net).requires_grad_(False)
-        buffer_seed, agent_seed = torch.randint(2**62, (2,)).tolist()  # follow from the seed of the run
+        buffer_seed, agent_seed = torch.randint(2**62, (2,)).tolist()  # determined by --seed
         self.buffer = self.make_buffer(buffer_seed)
         self.agent = self.agent_class(self.env, self.buffer, agent_seed)
         self.criterion: nn.Module = nn.MSELoss(reduction="none")
-        self.score = 0.0  # sum of the rewards of the running episode; no discount
+        self.score = 0.0  # sum of the rewards in the running episode, not discounted
         self.scores: deque[float] = deque(maxlen=100)  # of the last finished episodes
 
     def make_env(self, **options: Any) -> gym.Env:
@@ -278,7 +272,7 @@ class DQNLightning(pl.LightningModule):
 
         Arrays keep their shape. Discrete, Tuple and Dict spaces are flattened, Dict keys in alphabetical order.
         """
-        unchecked = gym.__name__ == "gym"  # the checks of gym 0.26 do not run with NumPy 2
+        unchecked = True if gym.__name__ == "gym" else None  # gym 0.26's checks fail with NumPy 2
         limit = self.hparams.episode_length
         env = gym.make(self.hparams.env, max_episode_steps=limit, disable_env_checker=unchecked, **options)
         if not env.observation_space.shape:
@@ -292,8 +286,8 @@ class DQNLightning(pl.LightningModule):
     def make_net(self) -> nn.Module:
         """The network: from observations (batch, *observation shape) to Q-values (batch, n_actions).
 
-        The agent acts with it in train mode, as noisy layers need. With BatchNorm or Dropout put `net.eval()` before
-        and `net.train()` after `net(state)` in `Agent.get_action`. To compile it, call `net.compile()`.
+        The agent acts with it in train mode, as noisy layers need. For BatchNorm or Dropout, override `get_action` with
+        `net.eval()` before and `net.train()` after it. To compile the network, return it after `net.compile()`.
         """
         obs_size, n_actions = math.prod(self.env.observation_space.shape), int(self.env.action_space.n)
         return DQN(obs_size, n_actions, self.hparams.hidden_size, self.hparams.hidden_layers)
@@ -302,13 +296,16 @@ class DQNLightning(pl.LightningModule):
         return ReplayBuffer(self.hparams.replay_size, seed)
 
     def on_fit_start(self) -> None:
-        """Before training, play at random until there is something to learn from; a resumed run has that already."""
-        if self.global_rank > 0:  # of several processes, each plays other episodes
+        """Fill the buffer with random steps; a resumed run has restored it."""
+        if self.global_rank > 0:  # each process plays different episodes
             for part in (self.agent, self.buffer):
                 part.rng = np.random.Generator(part.rng.bit_generator.jumped(self.global_rank))
             self.agent.reset()
+            self.score = 0.0
         if len(self.buffer) == 0:
             self.populate(self.hparams.warm_start_steps)
+        if len(self.buffer) < self.hparams.sample_size:  # a time limit took the last steps of short episodes
+            raise ValueError(f"the warm start left {len(self.buffer)} experiences, too few to sample: try --n_step 1")
 
     def populate(self, steps: int = 1000) -> None:
         """Fill the replay buffer with `steps` random steps, then begin the first episode of training."""
@@ -321,7 +318,7 @@ class DQNLightning(pl.LightningModule):
         return self.net(x)
 
     def training_step(self, batch: Sequence[torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """One step of DQN (Mnih et al., algorithm 1); the backward pass and Adam's step are Lightning's."""
+        """One step of DQN (Mnih et al., algorithm 1); Lightning does the backward pass and Adam's step."""
         reward, episode_over = self.agent.play_step(self.net, self.epsilon, self.device)
         loss = self.dqn_mse_loss(batch)
         self.sync_target()
@@ -335,7 +332,7 @@ class DQNLightning(pl.LightningModule):
         return self.hparams.eps_start + progress * (self.hparams.eps_end - self.hparams.eps_start)
 
     def dqn_mse_loss(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Mean squared error between Q(s, a) and its target, over a minibatch (article, "Loss")."""
+        """Mean squared error between Q(s, a) and its target over a minibatch (article, "Loss")."""
         return self.losses(batch).mean()
 
     def losses(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -349,8 +346,8 @@ class DQNLightning(pl.LightningModule):
     def td_targets(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
         """r + gamma * max_a' Q_target(s', a') for each experience in a minibatch, float32 (batch,).
 
-        The target network is a copy that lags behind. Targets from the network in training would move with every
-        update, and it would chase itself.
+        The target network is a copy that lags behind. Targets from the online network, `net`, would move with every
+        update: it would chase itself.
         """
         _, _, rewards, dones, new_states = batch
         next_values = self.target_net(new_states).amax(1).masked_fill(dones, 0.0)  # a terminal state has no future
@@ -364,7 +361,7 @@ class DQNLightning(pl.LightningModule):
     def log_step(self, reward: float, episode_over: bool, loss: torch.Tensor, batch: Sequence[torch.Tensor]) -> None:
         """Log the score of an episode that ends and, every `LOG_EVERY` steps, what changes with every step.
 
-        This goes to the loggers themselves: `self.log` in every step would cost more than the learning.
+        Writes to the loggers directly: `self.log` in every step costs more than the learning.
         """
         scalars: dict[str, float] = {}
         self.score += reward
@@ -390,7 +387,7 @@ class DQNLightning(pl.LightningModule):
         return torch.optim.Adam(self.net.parameters(), lr=self.hparams.lr, fused=True)  # fused is faster
 
     def train_dataloader(self) -> DataLoader:
-        """One sample of the replay buffer, in minibatches; what is played now can be in the next epoch's sample."""
+        """One sample of the replay buffer, in minibatches; new steps can be sampled from the next epoch on."""
         dataset = RLDataset(self.buffer, self.hparams.sample_size, self.hparams.batch_size)
         return DataLoader(dataset, batch_size=None)  # the dataset makes the minibatches
 
@@ -407,7 +404,7 @@ class DQNLightning(pl.LightningModule):
 
     def test_step(self, seeds: torch.Tensor, batch_idx: int) -> None:
         """Play greedily; `test_reward` is the mean score, `test_reward_std` its standard deviation."""
-        scores = torch.cat([self.play_episodes(some) for some in seeds.split(EVAL_ENVS)])
+        scores = torch.cat([self.play_episodes(some) for some in seeds.split(len(VAL_SEEDS))])  # spares memory
         self.log_dict({"test_reward": scores.mean(), "test_reward_std": scores.std(correction=0)}, sync_dist=True)
 
     @torch.no_grad()
@@ -428,23 +425,23 @@ class DQNLightning(pl.LightningModule):
                 if all(over):
                     break
             else:
-                warnings.warn(f"cut after {EVAL_STEPS:,} steps; --episode_length cuts episodes sooner", stacklevel=2)
+                warnings.warn(f"stopped an episode after {EVAL_STEPS:,} steps: see --episode_length", stacklevel=2)
         return torch.tensor(scores)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what a resumed run needs besides weights and optimizer; override this pair for state of your own."""
+        """Add what a resumed run needs besides weights and optimizer; override both hooks for state of your own."""
         checkpoint["class"] = type(self).__name__
         checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_NAME, None)  # or Lightning could not load a class with **kwargs
         if "optimizer_states" in checkpoint:  # not in best.ckpt, which is for playing only
             checkpoint["buffer"], checkpoint["agent"] = self.buffer.state_dict(), self.agent.state_dict()
-            checkpoint["scores"] = [self.score, *self.scores]
+            checkpoint["scores"] = (self.score, list(self.scores))
             checkpoint["torch_rng"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "buffer" in checkpoint:
             self.agent.load_state_dict(checkpoint["agent"])
             self.buffer.load_state_dict(checkpoint["buffer"])
-            self.score, *scores = checkpoint["scores"]
+            self.score, scores = checkpoint["scores"]
             self.scores.extend(scores)
             torch.set_rng_state(checkpoint["torch_rng"])
 
@@ -454,7 +451,7 @@ class DQNLightning(pl.LightningModule):
 
 
 class NStepBuffer(ReplayBuffer):
-    """A replay buffer whose experiences span `n_step` steps, so that news of a reward reaches earlier actions sooner.
+    """A replay buffer whose experiences span `n_step` steps, so that rewards reach earlier actions sooner.
 
     An experience holds the state and the action of n steps ago, the discounted sum of the n rewards since, and the
     newest state (Sutton 1988; Hessel et al. 2018).
@@ -463,34 +460,34 @@ class NStepBuffer(ReplayBuffer):
     def __init__(self, capacity: int, n_step: int, gamma: float, seed: int | None = None) -> None:
         super().__init__(capacity, seed)
         self.n_step, self.gamma = n_step, gamma
-        self.waiting: list[Experience] = []  # the last steps of this episode, which have fewer than n rewards so far
+        self.pending: list[Experience] = []  # the last steps of this episode, with fewer than n rewards so far
 
     def append(self, experience: Experience) -> None:
-        """Store the step of n steps ago; at a termination store all that wait, for no reward can follow."""
-        self.waiting.append(experience)
-        while len(self.waiting) == self.n_step or (experience.done and self.waiting):
-            reward = sum(self.gamma**age * step.reward for age, step in enumerate(self.waiting))
-            oldest = self.waiting.pop(0)
+        """Store the step of n steps ago; on termination store all pending steps, since no reward follows."""
+        self.pending.append(experience)
+        while len(self.pending) == self.n_step or (experience.done and self.pending):
+            reward = sum(self.gamma**k * step.reward for k, step in enumerate(self.pending))
+            oldest = self.pending.pop(0)
             super().append(oldest._replace(reward=reward, done=experience.done, new_state=experience.new_state))
 
     def begin_episode(self) -> None:
-        """Drop the steps that wait: a time limit cut their episode, and their missing rewards are unknown."""
-        self.waiting.clear()
+        """Drop pending steps: a time limit left them fewer than n rewards, and the target discounts by gamma^n."""
+        self.pending.clear()
 
 
 class ImprovedDQN(DQNLightning):
-    """DQN with n-step returns and a falling learning rate; on request double DQN, clipped errors, soft updates."""
+    """DQN with n-step returns and a falling learning rate; optionally double DQN, Huber loss and soft updates."""
 
     def __init__(
         self,
-        n_step: Annotated[int, "steps of rewards counted before the target network estimates the rest"] = 5,
+        n_step: Annotated[int, "rewards summed before the target network estimates the rest"] = 5,
         lr_schedule: Annotated[Literal["constant", "linear", "cosine"], "how lr falls over the run"] = "cosine",
-        double_dqn: Annotated[bool, "let the online network choose the next action (van Hasselt et al. 2016)"] = False,
-        clip_error: Annotated[float | None, "errors beyond it count linearly (Mnih et al.: 1); None: squared"] = None,
-        tau: Annotated[float, "below 1: blend this share of the network into the target at every step"] = 1.0,
-        **article: Any,
+        double_dqn: Annotated[bool, "let the online network select the next action (van Hasselt et al. 2016)"] = False,
+        clip_error: Annotated[float | None, "delta of the Huber loss (Mnih et al.: 1); None: squared errors"] = None,
+        tau: Annotated[float, "below 1: soft updates of the target by this share at every step"] = 1.0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(**article)  # which also puts the five above into self.hparams
+        super().__init__(**kwargs)  # finds the five above too, and puts them into self.hparams
         if clip_error is not None:
             self.criterion = nn.HuberLoss(reduction="none", delta=clip_error)
 
@@ -501,7 +498,7 @@ class ImprovedDQN(DQNLightning):
     def td_targets(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
         """n-step returns, second half: the new states are n steps later, so their values are discounted n times.
 
-        Double DQN: one network chooses the best action and the other values it; the maximum of one is too optimistic.
+        Double DQN: the online network selects the action, the target network evaluates it; one alone overestimates.
         """
         _, _, rewards, dones, new_states = batch
         target_q_values = self.target_net(new_states)
@@ -524,11 +521,10 @@ class ImprovedDQN(DQNLightning):
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)]
 
     def lr_factor(self, epoch: int) -> float:
-        """Factor on `lr`: from 1 at the start of the run to 0 at its end, unless it is constant."""
+        """Multiplier of `lr`, from 1 to 0 over the run unless it is constant."""
         progress = min(1.0, self.global_step / self.trainer.estimated_stepping_batches)
-        if self.hparams.lr_schedule == "cosine":
-            return (1 + math.cos(math.pi * progress)) / 2
-        return 1 - progress if self.hparams.lr_schedule == "linear" else 1.0
+        factors = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
+        return factors[self.hparams.lr_schedule]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -545,7 +541,7 @@ class Progress(pl.Callback):
     @pl.utilities.rank_zero_only
     def on_train_start(self, trainer: pl.Trainer, module: DQNLightning) -> None:
         print(f"{module.hparams.env} on {module.device}, logged in {os.path.relpath(trainer.logger.log_dir)}")
-        hidden = False if "ipykernel" in sys.modules else None  # None: where there is no terminal
+        hidden = False if "ipykernel" in sys.modules else None  # None: hidden without a terminal
         self.bar = tqdm(total=self.steps, initial=trainer.global_step, unit="step", mininterval=0.3, disable=hidden)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: DQNLightning, *_: Any) -> None:
@@ -565,17 +561,16 @@ class Progress(pl.Callback):
 
 
 class Checkpoints(pl.callbacks.Checkpoint):
-    """Writes best.ckpt, the weights of the best validation, and last.ckpt, from which a run goes on exactly.
+    """Writes best.ckpt, the weights of the best validation, and last.ckpt, from which a run resumes exactly.
 
-    last.ckpt is written after every validation: whatever ends the program, only the steps since then are lost. It also
-    keeps the `settings` of the run.
+    last.ckpt is written after every validation, with the `settings` of the run: whatever ends the program, only the steps
+    since then are lost.
     """
-
-    folder = Path()  # of the checkpoints, known when training starts
 
     def __init__(self, settings: dict[str, Any] | None = None) -> None:
         self.settings = settings or {}
         self.best_reward = -math.inf
+        self.folder = Path()  # of the checkpoints, known when training starts
 
     def on_fit_start(self, trainer: pl.Trainer, module: DQNLightning) -> None:
         self.folder = Path(trainer.log_dir, "checkpoints")
@@ -583,7 +578,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
             self.best_reward = -math.inf
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: DQNLightning) -> None:
-        """Save between two epochs, when no sample is half used."""
+        """Save between two epochs, when no sample is partly used."""
         epoch = trainer.current_epoch + 1
         validated = epoch % (trainer.check_val_every_n_epoch or 1) == 0
         if not validated and epoch != trainer.max_epochs:
@@ -604,12 +599,12 @@ class Checkpoints(pl.callbacks.Checkpoint):
 
     @pl.utilities.rank_zero_only
     def on_exception(self, trainer: pl.Trainer, module: DQNLightning, error: BaseException) -> None:
-        """Say how to go on; the cause may be an error, Ctrl-C (KeyboardInterrupt) or SIGTERM."""
+        """Print how to resume; the cause may be an error, Ctrl-C (KeyboardInterrupt) or SIGTERM."""
         if isinstance(error, SIGTERMException):
             error.code = 143  # as usual for SIGTERM; Lightning's own is 0
         last = Path(self.folder, "last.ckpt")
         if last.exists():
-            print(f"stopped; to go on: {program()} --resume {shlex.quote(os.path.relpath(last))}", file=sys.stderr)
+            print(f"stopped; to resume: {program()} --resume {shlex.quote(os.path.relpath(last))}", file=sys.stderr)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_reward": self.best_reward, "settings": self.settings}
@@ -642,35 +637,32 @@ def show(model: DQNLightning) -> None:
 def film(model: DQNLightning, path: Path) -> bytes:
     """Write the episode, with its Q-values, as an animated GIF."""
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # a film needs no display
-    pictures = []
-    for env, q_values in itertools.islice(play(model, "rgb_array"), 0, FILM_STEPS, 2):  # every other picture is enough
-        picture = ImageOps.contain(Image.fromarray(env.render()), (300, 300))
-        ImageDraw.Draw(picture).text((5, 5), "Q " + ", ".join(f"{q:.1f}" for q in q_values), fill="black")
-        pictures.append(picture.quantize(32))
+    frames = []
+    for env, q_values in itertools.islice(play(model, "rgb_array"), 0, FILM_STEPS, 2):  # every other frame
+        frame = ImageOps.contain(Image.fromarray(env.render()), (300, 300))
+        ImageDraw.Draw(frame).text((5, 5), "Q " + ", ".join(f"{q:.1f}" for q in q_values), fill="black")
+        frames.append(frame.quantize(32))
     pause = 2000 / env.metadata.get("render_fps", 30)  # milliseconds
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=pause, loop=0)
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=pause, loop=0)
     return path.read_bytes()
 
 
 def program() -> str:
-    """How this program was started, as one types it."""
+    """The command that started this program."""
     spec = sys.modules["__main__"].__spec__
     return f"python -m {spec.name}" if spec else f"python {shlex.quote(sys.argv[0])}"
 
 
-def run_folder(resume: str | None) -> Path:
-    """The folder of the run to resume, or a new lightning_logs/version_N, another for each of several processes."""
+def run_folder(resume: str | None) -> Path:  # type: ignore[return]
+    """The folder of the run to resume, or a new lightning_logs/version_N, a different one for each concurrent run."""
     checkpoints = Path(resume or "").resolve().parent
     if checkpoints.name == "checkpoints":  # else the checkpoint was moved, and goes on in a new run
         return checkpoints.parent
-    version = 0
-    while True:
-        try:
-            run = Path("lightning_logs", f"version_{version}")
+    for version in itertools.count():
+        run = Path("lightning_logs", f"version_{version}")
+        with contextlib.suppress(FileExistsError):
             run.mkdir(parents=True)
             return run
-        except FileExistsError:
-            version += 1
 
 
 def add_flags(group: Any, module: type[DQNLightning]) -> list[str]:
@@ -684,17 +676,17 @@ def add_flags(group: Any, module: type[DQNLightning]) -> list[str]:
             arguments |= inspect.signature(base, eval_str=True).parameters
     names = [name for name, argument in arguments.items() if argument.default is not argument.empty]
     for name in names:
-        kind, text = arguments[name].annotation, " "
+        kind, text = arguments[name].annotation, " "  # argparse shows a default only beside a help text
         if get_origin(kind) is Annotated:
-            kind, text = get_args(kind)
-        how: dict[str, Any] = {"type": kind}
+            kind, text = get_args(kind)[:2]
+        options: dict[str, Any] = {"type": kind}
         if kind is bool:
-            how = {"action": argparse.BooleanOptionalAction}
+            options = {"action": argparse.BooleanOptionalAction}
         elif get_origin(kind) is Literal:
-            how = {"type": type(get_args(kind)[0]), "choices": get_args(kind)}
+            options = {"type": type(get_args(kind)[0]), "choices": get_args(kind)}
         elif get_args(kind):  # int | None
-            how = {"type": get_args(kind)[0]}
-        group.add_argument(f"--{name}", default=arguments[name].default, help=text, **how)
+            options = {"type": get_args(kind)[0]}
+        group.add_argument(f"--{name}", default=arguments[name].default, help=text, **options)
     return names
 
 
@@ -707,41 +699,42 @@ def parse_args(argv: Sequence[str] | None = None, module: type[DQNLightning] = I
     add("--num_nodes", type=int, default=1, help="machines to train on, under torchrun or srun")
     add("--max_epochs", type=int, default=1200, help="epochs to train")
     add("--val_check_interval", type=int, default=520, help="steps between validations, in whole epochs")
-    add("--grad_clip", type=float, help="greatest norm of the gradient; None: any")
-    add("--seed", type=int, default=0, help="decides everything that is random")
+    add("--grad_clip", type=float, help="maximum gradient norm; None: no clipping")
+    add("--seed", type=int, default=0, help="random seed of everything")
     add("--render", action="store_true", help="show the trained agent playing, in a window")
-    add_either("--resume", metavar="CKPT", nargs="?", const="", help="go on from a last.ckpt; alone: the newest run's")
+    add_either("--resume", metavar="CKPT", nargs="?", const="", help="resume from a last.ckpt, or the newest run's")
     add_either("--test", metavar="CKPT", help="only test this checkpoint")
     names = add_flags(parser.add_argument_group("environment and DQN"), module)
 
     args = parser.parse_args(argv)
     resume, step = args.resume, None
     if resume == "":
-        runs = sorted(Path("lightning_logs").glob("version_*"), key=os.path.getmtime)
-        if not runs:
-            parser.error("--resume: there is no run in lightning_logs")
-        resume = f"{runs[-1]}/checkpoints/last.ckpt"
+        runs = Path("lightning_logs").glob("version_*")
+        resume = f"{max(runs, key=os.path.getmtime, default='lightning_logs/version_0')}/checkpoints/last.ckpt"
     if path := resume or args.test:
         try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # runs no code that may be in it
-            saved, name, step = checkpoint["hyper_parameters"], checkpoint["class"], checkpoint["global_step"]
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # never runs code from the file
+            trained, name, step = checkpoint["hyper_parameters"], checkpoint["class"], checkpoint["global_step"]
             settings = checkpoint["callbacks"]["Checkpoints"]["settings"] if resume else {}
         except Exception as error:
             parser.error(f"{path}: --resume needs a last.ckpt, --test that or a best.ckpt ({type(error).__name__})")
         if name != module.__name__:
             parser.error(f"{path} is a checkpoint of {name}, not of {module.__name__}")
-        parser.set_defaults(**saved, **settings)
+        parser.set_defaults(**trained, **settings)
         args = parser.parse_args(argv)
-        for name, value in {**saved, "seed": settings.get("seed", args.seed)}.items():
-            if getattr(args, name) != value:
-                parser.error(f"--{name} {getattr(args, name)}: {path} was trained with {value}; leave it out")
+        fixed = trained | ({"seed": settings["seed"]} if resume else {})
+        for name in fixed:
+            if getattr(args, name) != fixed[name]:
+                parser.error(f"--{name} {getattr(args, name)}: {path} was trained with {fixed[name]}; leave it out")
 
     gpus = torch.cuda.device_count() or int(torch.backends.mps.is_available())
-    if args.gpus > gpus or (args.gpus and not gpus):
+    if abs(args.gpus) > gpus:
         parser.error(f"--gpus {args.gpus}: the number of visible GPUs is {gpus}; --gpus 0 is the CPU")
-    most = min(args.replay_size, args.warm_start_steps + 1 - getattr(args, "n_step", 1))
-    if not 1 <= args.batch_size <= args.sample_size <= most:
-        parser.error(f"--sample_size: at least --batch_size; at most --replay_size and --warm_start_steps, here {most}")
+    n_step = getattr(args, "n_step", 1)
+    most = min(args.replay_size, args.warm_start_steps + 1 - n_step)
+    if not 1 <= args.batch_size <= args.sample_size <= most or (args.episode_length or n_step) < n_step:
+        bounds = f"from --batch_size to {most} (by --warm_start_steps, --replay_size)"
+        parser.error(f"--sample_size {args.sample_size}: must be {bounds}; short episodes need --n_step 1")
     args.parser, args.module, args.resume, args.step = parser, module, resume, step
     args.dqn = {name: getattr(args, name) for name in names}
     args.settings = {name: getattr(args, name) for name in ("seed", "max_epochs", "val_check_interval", "grad_clip")}
@@ -750,11 +743,9 @@ def parse_args(argv: Sequence[str] | None = None, module: type[DQNLightning] = I
 
 def main(args: argparse.Namespace) -> None:
     """Train, and test the best checkpoint; or only test the checkpoint `args.test`."""
-    chosen = "out of date|many workers|LeafSpec|smaller than the logging|__len__|GPU available|exists and is not empty"
-    warnings.filterwarnings("ignore", f".*({chosen})")  # what gym and Lightning say of choices made on purpose
+    expected = "out of date|many workers|LeafSpec|smaller than the logging|__len__|GPU available"
+    warnings.filterwarnings("ignore", f".*({expected})")  # about deliberate choices
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    if args.batch_size * args.hidden_size < 2**16:
-        torch.set_num_threads(1)  # a small network waits for more threads longer than it computes
 
     pl.seed_everything(args.seed, verbose=False)
     try:
@@ -762,6 +753,8 @@ def main(args: argparse.Namespace) -> None:
     except (gym.error.Error, ModuleNotFoundError) as error:
         args.parser.error(f"--env {args.env}: {error} (--env module:Name-v0 imports a module of your own first)")
     model.save_hyperparameters(args.dqn)  # also those of a mixin, which Lightning does not find
+    if args.batch_size * sum(weight.numel() for weight in model.net.parameters()) < 2**24:
+        torch.set_num_threads(1)  # more threads slow a small network down
 
     logger: Any = False
     if not args.test:
@@ -791,8 +784,8 @@ def main(args: argparse.Namespace) -> None:
     if not trainer.is_global_zero:
         return
 
-    spread = f"{result['test_reward']:.2f} +/- {result['test_reward_std']:.2f}"
-    print(f"test_reward: {spread} over {len(TEST_SEEDS)} episodes")
+    mean, spread = result["test_reward"], result["test_reward_std"]
+    print(f"test_reward: {mean:.2f} +/- {spread:.2f} over {len(TEST_SEEDS)} episodes")
     print(f"tensorboard --logdir lightning_logs\n{program()} --test {shlex.quote(best)}")
     try:
         if args.render:
@@ -801,8 +794,8 @@ def main(args: argparse.Namespace) -> None:
             logger.log_hyperparams({**args.dqn, **args.settings}, result, trainer.global_step)
             gif = Summary.Image(encoded_image_string=film(model, Path(logger.log_dir, "agent.gif")))
             logger.experiment.file_writer.add_summary(Summary(value=[Summary.Value(tag="agent", image=gif)]))
-    except Exception as error:  # a run that has learned must not fail because of its pictures
-        print(f"no pictures: {type(error).__name__}: {error}")
+    except Exception as error:  # a failed film must not fail the run
+        print(f"no film: {type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,21 @@
 """Settings of every test."""
 
+from pathlib import Path
+
 import pytest
 import torch
+
+import dqn_cartpole
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     torch.set_num_threads(1)  # more would wait for each other: the networks are small
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """An empty folder, which is the current one; a run in it ends with a test of three episodes only."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dqn_cartpole, "TEST_SEEDS", range(1000, 1003))
+    return tmp_path

@@ -4,9 +4,10 @@
     python tests/benchmarks/learning.py --seeds 100-104 -- --env Acrobot-v1    # any other command line
     python tests/benchmarks/learning.py --seeds 0-9 --table tests/benchmarks/article_list.txt
     python tests/benchmarks/learning.py --seeds 0-4 --table tests/benchmarks/recipes.txt
+    python tests/benchmarks/learning.py --seeds 0-9 --module tests.examples.dueling -- --env CartPole-v1
 
 Without --table a row is a seed; with it a row is a command line, `name: arguments` on a line of the file.
-Every run is a process of its own, in a folder of its own, of the script as it was at the start.
+Every run is a process of its own, in a folder of its own, of the script and the examples as they were at the start.
 
 Steps to solved is the step of the first validation at or above the environment's reward threshold. In the
 medians and worst cases a seed that was never solved, or crashed, counts as worse than any that was not.
@@ -17,9 +18,11 @@ The exit code is 1 if a seed crashed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
+import os
 import re
 import shlex
 import shutil
@@ -37,7 +40,7 @@ import gymnasium as gym
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-SCRIPT = Path(__file__).resolve().parents[2] / "dqn_cartpole.py"
+ROOT = Path(__file__).resolve().parents[2]
 LAST_EPISODES = 20
 TRAINING = f"last {LAST_EPISODES} training episodes"
 TEST_LINE = re.compile(r"^test_reward: (\S+) \+/- (\S+) over \d+ episodes$", re.MULTILINE)
@@ -64,9 +67,10 @@ class Result:
         )
 
 
-def run(script: Path, folder: Path, args: Sequence[str]) -> tuple[float, float]:
-    """Run the script in `folder`; return the mean and standard deviation of the test it ends with."""
-    process = subprocess.run([sys.executable, script, *args], cwd=folder, capture_output=True, text=True)
+def run(program: Sequence[str], source: Path, folder: Path, args: Sequence[str]) -> tuple[float, float]:
+    """Run the program from `source` in `folder`; return the mean and standard deviation of the test it ends with."""
+    command, env = [sys.executable, *program, *args], os.environ | {"PYTHONPATH": str(source)}
+    process = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     if process.returncode:
         raise RuntimeError(f"exit code {process.returncode}: {process.stderr.strip().rpartition(chr(10))[2]}")
     if not (found := TEST_LINE.search(process.stdout)):
@@ -74,27 +78,31 @@ def run(script: Path, folder: Path, args: Sequence[str]) -> tuple[float, float]:
     return float(found[1]), float(found[2])
 
 
-def train(script: Path, folder: Path, args: Sequence[str], seed: int, threshold: float | None) -> Result:
+def train(
+    program: Sequence[str], source: Path, folder: Path, args: Sequence[str], seed: int, threshold: float | None
+) -> Result:
     """Train one seed in the new `folder`, test its last weights, and read what the run wrote."""
     result = Result(seed)
     folder.mkdir(parents=True)
     start = time.perf_counter()
     try:
-        result.best = run(script, folder, [*args, "--seed", str(seed)])
+        result.best = run(program, source, folder, [*args, "--seed", str(seed)])
         result.seconds = round(time.perf_counter() - start, 1)
         (logs,) = folder.glob("lightning_logs/version_*")
         hparams = yaml.safe_load((logs / "hparams.yaml").read_text())
-        spec = gym.spec(hparams["env"])
-        result.threshold = spec.reward_threshold if threshold is None else threshold
-        if hparams["env"].startswith("CartPole"):  # a reward of 1 a step, so the cap is the most there is
-            result.maximum = hparams["episode_length"] or spec.max_episode_steps
+        result.threshold = threshold
+        with contextlib.suppress(gym.error.Error):  # an example's own environment is not registered here
+            spec = gym.spec(hparams["env"])
+            result.threshold = spec.reward_threshold if threshold is None else threshold
+            if hparams["env"].startswith("CartPole"):  # a reward of 1 a step, so the cap is the most there is
+                result.maximum = hparams["episode_length"] or spec.max_episode_steps
         events = EventAccumulator(str(logs), size_guidance={"scalars": 0}).Reload()  # 0 is all of them
         if returns := [point.value for point in events.Scalars("total_reward")[-LAST_EPISODES:]]:
             result.training = statistics.fmean(returns)
         points = events.Scalars("val_reward")
         if result.threshold is not None:
             result.steps = next((point.step + 1 for point in points if point.value >= result.threshold), None)
-        result.last = run(script, folder, ["--test", str(logs / "checkpoints" / "last.ckpt")])
+        result.last = run(program, source, folder, ["--test", str(logs / "checkpoints" / "last.ckpt")])
     except Exception as error:  # whatever went wrong is this seed's result, and the others go on
         result.crash = f"crashed: {error}"
     return result
@@ -173,7 +181,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="file for every seed's results")
     parser.add_argument("--threshold", type=float, help="reward that solves (default: the environment's own)")
     parser.add_argument("--table", type=Path, help="file of named command lines, to be a row each")
-    parser.add_argument("--script", type=Path, default=SCRIPT, help="file to train, such as a changed copy")
+    parser.add_argument("--module", help="example to train in the script's place, such as tests.examples.dueling")
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder of the script and the examples (default: here)")
     parser.add_argument("args", nargs="*", help="passed on, in front of a line's own")
     args = parser.parse_args()
     if not args.seeds:
@@ -187,11 +196,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         out = (args.out or Path(temporary)).resolve()
         out.mkdir(parents=True, exist_ok=True)
-        script = Path(shutil.copy(args.script, out))
+        source = out / "source"
+        shutil.copytree(args.root / "tests" / "examples", source / "tests" / "examples")
+        script = shutil.copy(args.root / "dqn_cartpole.py", source)
+        program = ["-m", args.module] if args.module else [str(script)]
 
         def job(index: int, name: str, own: list[str], seed: int) -> Result:
             folder = out / re.sub(r"\W+", "_", f"{index:02}_{name}")[:80].strip("_") / f"seed_{seed}"
-            result = train(script, folder, [*args.args, *own], seed, args.threshold)
+            result = train(program, source, folder, [*args.args, *own], seed, args.threshold)
             print(f"[{next(done)}/{total}] {name}, seed {seed}: {result}", file=sys.stderr, flush=True)
             return result
 
