@@ -563,7 +563,7 @@ class Progress(pl.Callback):
 class Checkpoints(pl.callbacks.Checkpoint):
     """Writes best.ckpt, the weights of the best validation, and last.ckpt, from which a run resumes exactly.
 
-    last.ckpt is written after every validation, with the `settings` of the run: whatever ends the program, only the steps
+    last.ckpt is written after every validation, with the `settings` of the run: whatever ends the run, only the steps
     since then are lost.
     """
 
