@@ -1,8 +1,13 @@
 """What the tests share: run the script, in this process or as a person does, and read back what it wrote."""
 
+import atexit
+import multiprocessing
 import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +22,68 @@ import dqn_cartpole
 
 SCRIPT = Path(__file__).resolve().parents[1] / "dqn_cartpole.py"
 RUN = Path("lightning_logs", "version_0")
+os.environ["PYTHONPATH"] = os.pathsep.join([str(SCRIPT.parent), str(Path(__file__).parent)])  # of the processes below
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["helpers"])
 
 
 def run_script(*flags: str, cwd: Path, script: Path = SCRIPT, **env: str) -> subprocess.CompletedProcess[str]:
     """`python dqn_cartpole.py FLAGS` in the folder `cwd`, with `env` on top of this environment."""
     command = [sys.executable, str(script), *flags]
-    env = os.environ | {"PYTHONPATH": str(SCRIPT.parent)} | env
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=300)
 
 
 def main(flags: str = "", module: type[dqn_cartpole.DQNLightning] = dqn_cartpole.ImprovedDQN) -> None:
     """The same in this process and in the current folder."""
-    dqn_cartpole.main(dqn_cartpole.parse_args(flags.split(), module))
+    dqn_cartpole.main(dqn_cartpole.parse_args(shlex.split(flags), module))
 
 
-def fit(model: pl.LightningModule, max_epochs: int = 1, *callbacks: pl.Callback, **settings: Any) -> pl.Trainer:
+def start(
+    flags: str,
+    folder: Path,
+    prepare: Callable[[], object] = object,
+    module: type[dqn_cartpole.DQNLightning] = dqn_cartpole.ImprovedDQN,
+) -> BaseProcess:
+    """The same in a process of its own and in `folder`, after `prepare`; its output goes to files beside the folder.
+
+    It is the fork of a server that has imported PyTorch already, so that a start costs next to nothing.
+    """
+    folder.mkdir(exist_ok=True)
+    process = FORKS.Process(target=child, args=(flags, folder, prepare, module))
+    process.start()
+    return process
+
+
+def child(flags: str, folder: Path, prepare: Callable[[], object], module: type[dqn_cartpole.DQNLightning]) -> None:
+    os.chdir(folder)
+    for suffix, descriptor in ((".stdout", 1), (".stderr", 2)):
+        with folder.with_suffix(suffix).open("w") as file:
+            os.dup2(file.fileno(), descriptor)
+    torch.set_num_threads(1)
+    dqn_cartpole.TEST_SEEDS, dqn_cartpole.film = range(1000, 1003), lambda *_: b""  # quicker
+    sys.argv = ["program.py"]
+    sys.modules["__main__"].__spec__ = None  # as if it were the program that was started
+    prepare()
+    try:
+        main(flags, module)
+    finally:
+        atexit._run_exitfuncs()  # as at the end of a program; multiprocessing leaves them out
+
+
+def finish(process: BaseProcess, folder: Path) -> tuple[int | None, str, str]:
+    """Exit code, standard output and standard error of what `start` began."""
+    process.join(300)
+    return process.exitcode, *(folder.with_suffix(suffix).read_text() for suffix in (".stdout", ".stderr"))
+
+
+def run(flags: str, folder: Path, *how: Any) -> tuple[int | None, str, str]:
+    return finish(start(flags, folder, *how), folder)
+
+
+def fit(model: pl.LightningModule, epochs: int = 1, *callbacks: pl.Callback, **settings: Any) -> pl.Trainer:
     """Train with a plain, quiet Trainer that does not validate."""
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
-    quiet |= {"enable_model_summary": False, "accelerator": "cpu", "max_epochs": max_epochs}
+    quiet |= {"enable_model_summary": False, "accelerator": "cpu", "max_epochs": epochs}
     trainer = pl.Trainer(callbacks=list(callbacks), **quiet | settings)
     trainer.fit(model)
     return trainer
