@@ -1,0 +1,63 @@
+"""Legal actions only: Taxi says in info["action_mask"] which actions have an effect (Huang and Ontanon 2022).
+
+    python -m tests.examples.action_masks
+
+A wrapper appends the mask to the observation; with it the network gives illegal actions a Q-value of minus infinity.
+Measured: see tests/benchmarks/RESULTS.md
+"""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import nn
+
+from dqn_cartpole import Agent, ImprovedDQN, main, parse_args
+
+TAXI = max(name for name in gym.registry if name.startswith("Taxi-v"))  # Taxi-v3, or Taxi-v4 in newer Gymnasium
+
+
+class AppendMask(gym.Wrapper):
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self.observation_space = gym.spaces.Box(0, 1, (env.observation_space.shape[0] + env.action_space.n,), np.int8)
+
+    def reset(self, **options: Any) -> tuple[Any, ...]:
+        return self.append(*self.env.reset(**options))
+
+    def step(self, action: int) -> tuple[Any, ...]:
+        return self.append(*self.env.step(action))
+
+    def append(self, observation: np.ndarray, *rest: Any) -> tuple[Any, ...]:
+        return np.append(observation, rest[-1]["action_mask"]).astype(np.int8), *rest
+
+
+def mask_illegal(net: nn.Module, inputs: tuple[torch.Tensor], q_values: torch.Tensor) -> torch.Tensor:
+    return q_values.masked_fill(inputs[0][:, -q_values.shape[1] :] == 0, -torch.inf)
+
+
+class MaskedAgent(Agent):
+    def get_action(self, net: nn.Module, epsilon: float, device: torch.device | str) -> int:
+        if self.rng.random() < epsilon:
+            return int(self.rng.choice(np.flatnonzero(self.state[-self.env.action_space.n :])))
+        return super().get_action(net, 0.0, device)
+
+
+class ActionMasks(ImprovedDQN):
+    agent_class = MaskedAgent
+
+    def __init__(self, env: str = TAXI, **kwargs: Any) -> None:
+        super().__init__(env=env, **kwargs)
+
+    def make_env(self, **options: Any) -> gym.Env:
+        return AppendMask(super().make_env(**options))
+
+    def make_net(self) -> nn.Module:
+        net = super().make_net()
+        net.register_forward_hook(mask_illegal)  # after every forward pass
+        return net
+
+
+if __name__ == "__main__":
+    main(parse_args(module=ActionMasks))

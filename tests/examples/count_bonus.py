@@ -1,0 +1,60 @@
+"""A bonus for states that were seldom visited, so that the agent explores (Tang et al. 2017).
+
+    python -m tests.examples.count_bonus --env MountainCar-v0
+
+The agent learns from rewards with the bonus; the curves show them without it.
+Measured: see tests/benchmarks/RESULTS.md
+"""
+
+import math
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from dqn_cartpole import Agent, ImprovedDQN, ReplayBuffer, main, parse_args
+
+BONUS, BITS = 0.1, 10  # for the first visit; and the size of the hash that tells states apart
+
+
+class CountBonus(gym.Wrapper):
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        size = math.prod(env.observation_space.shape)
+        self.planes = np.random.default_rng(0).normal(size=(BITS, size))  # states on the same sides of all count as one
+        self.counts = np.zeros(2**BITS, np.int64)
+
+    def step(self, action: int) -> tuple[Any, ...]:
+        observation, self.earned, *rest = self.env.step(action)
+        place = int((self.planes @ observation.ravel() > 0) @ 2 ** np.arange(BITS))
+        self.counts[place] += 1
+        return observation, self.earned + BONUS / math.sqrt(self.counts[place]), *rest
+
+
+class CountingAgent(Agent):
+    def __init__(self, env: gym.Env, replay_buffer: ReplayBuffer, seed: int | None = None) -> None:
+        super().__init__(CountBonus(env), replay_buffer, seed)
+
+    def reset(self, seed: int | None = None) -> None:
+        self.counts_before = self.env.counts.copy()
+        super().reset(seed)
+
+    def take(self, action: int) -> tuple[float, bool]:
+        _, episode_over = super().take(action)
+        return float(self.env.earned), episode_over
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"counts": torch.from_numpy(self.counts_before)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.env.counts[:] = state["counts"].numpy()  # from before the episode that is now replayed, and counted
+        super().load_state_dict(state)
+
+
+class Counting(ImprovedDQN):
+    agent_class = CountingAgent
+
+
+if __name__ == "__main__":
+    main(parse_args(module=Counting))

@@ -1,0 +1,40 @@
+"""The same agent, bit for bit, in 60 % of the time: Lightning's loop is called once an epoch, not once a step.
+
+python -m tests.examples.fast    (Measured: see tests/benchmarks/RESULTS.md)"""
+
+import math
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from dqn_cartpole import ImprovedDQN, RLDataset, main, parse_args
+
+
+class Fast(ImprovedDQN):
+    def train_dataloader(self) -> DataLoader:
+        self.automatic_optimization = False  # only now, because Lightning would have refused --grad_clip
+        return DataLoader(RLDataset(self.buffer, self.hparams.sample_size, self.hparams.sample_size), batch_size=None)
+
+    def training_step(self, sample: Any, batch_idx: int) -> None:
+        optimizer, weights = self.optimizers(), list(self.net.parameters())
+        for batch in zip(*(field.split(self.hparams.batch_size) for field in sample)):
+            loss = super().training_step(batch, batch_idx)
+            for weight in weights:
+                weight.grad = None  # faster than optimizer.zero_grad()
+            loss.backward()
+            self.clip_gradients(optimizer)  # to --grad_clip
+            optimizer.step()
+        self.lr_schedulers().step()
+
+    def lr_factor(self, epoch: int) -> float:
+        progress = epoch / self.trainer.max_epochs
+        cosine = (1 + math.cos(math.pi * progress)) / 2
+        return {"constant": 1.0, "linear": 1 - progress, "cosine": cosine}[self.hparams.lr_schedule]
+
+    def validation_step(self, seeds: Any, batch_idx: int) -> None:
+        super().validation_step(seeds, batch_idx)
+        self.log("step", self.global_step - 1.0)  # where the point of val_reward goes; else at the number of epochs
+
+
+if __name__ == "__main__":
+    main(parse_args(module=Fast))

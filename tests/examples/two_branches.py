@@ -1,0 +1,58 @@
+"""Observations of several parts, a Dict space, and a network with a branch for each part.
+
+`make_env` of the base class flattens a Dict space into one vector. The network splits it again, in the order of the
+keys in the space, which Gymnasium sorts alphabetically where the space is made from a dict. Here the parts of CartPole
+are the cart and the pole; with a camera and a speed one branch would be a convolution.
+
+    python -m tests.examples.two_branches
+
+Measured: see tests/benchmarks/RESULTS.md
+"""
+
+from typing import Any
+
+import gymnasium as gym
+import torch
+from gymnasium.envs.classic_control import CartPoleEnv
+from torch import nn
+
+from dqn_cartpole import ImprovedDQN, main, parse_args
+
+
+def cart_and_pole(**options: Any) -> gym.Env:
+    """CartPole with {"cart": [position, speed], "pole": [angle, speed]} as its observation."""
+    env = CartPoleEnv(**options)
+    low, high = env.observation_space.low, env.observation_space.high
+    space = gym.spaces.Dict({"cart": gym.spaces.Box(low[:2], high[:2]), "pole": gym.spaces.Box(low[2:], high[2:])})
+    return gym.wrappers.TransformObservation(env, lambda state: {"cart": state[:2], "pole": state[2:]}, space)
+
+
+gym.register("CartAndPole-v0", cart_and_pole, max_episode_steps=200, reward_threshold=195.0)
+
+
+class BranchesNet(nn.Module):
+    """A layer for each part of the observation, and one more for all that they found."""
+
+    def __init__(self, sizes: list[int], n_actions: int, hidden_size: int) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.branches = nn.ModuleList([nn.Sequential(nn.Linear(size, hidden_size), nn.ReLU()) for size in sizes])
+        self.head = nn.Linear(len(sizes) * hidden_size, n_actions)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = x.float().split(self.sizes, dim=1)
+        return self.head(torch.cat([branch(part) for branch, part in zip(self.branches, parts)], dim=1))
+
+
+class TwoBranches(ImprovedDQN):
+    def __init__(self, env: str = "CartAndPole-v0", **kwargs: Any) -> None:
+        super().__init__(env=env, **kwargs)
+
+    def make_net(self) -> nn.Module:
+        parts = self.env.env.observation_space  # self.env is the wrapper that flattens; inside it the space is a Dict
+        sizes = [gym.spaces.flatdim(space) for space in parts.spaces.values()]
+        return BranchesNet(sizes, int(self.env.action_space.n), self.hparams.hidden_size)
+
+
+if __name__ == "__main__":
+    main(parse_args(module=TwoBranches))
