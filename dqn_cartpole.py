@@ -276,7 +276,8 @@ class DQNLightning(pl.LightningModule):
         limit = self.hparams.episode_length
         env = gym.make(self.hparams.env, max_episode_steps=limit, disable_env_checker=unchecked, **options)
         if not env.observation_space.shape:
-            env = gym.wrappers.FlattenObservation(env)
+            with contextlib.suppress(NotImplementedError):  # a space that cannot be flattened is refused below
+                env = gym.wrappers.FlattenObservation(env)
         if env.observation_space.shape is None:
             raise gym.error.Error(f"its observations have no fixed size: {env.observation_space}")
         if not isinstance(env.action_space, gym.spaces.Discrete) or env.action_space.start != 0:
@@ -751,7 +752,8 @@ def main(args: argparse.Namespace) -> None:
     try:
         model = args.module(**args.dqn)
     except (gym.error.Error, ModuleNotFoundError) as error:
-        args.parser.error(f"--env {args.env}: {error} (--env module:Name-v0 imports a module of your own first)")
+        hint = "" if ":" in args.env else " (--env module:Name-v0 imports a module of your own first)"
+        args.parser.error(f"--env {args.env}: {error}{hint}")
     model.save_hyperparameters(args.dqn)  # also those of a mixin, which Lightning does not find
     if args.batch_size * sum(weight.numel() for weight in model.net.parameters()) < 2**24:
         torch.set_num_threads(1)  # more threads slow a small network down

@@ -33,10 +33,6 @@ class AppendMask(gym.Wrapper):
         return np.append(observation, rest[-1]["action_mask"]).astype(np.int8), *rest
 
 
-def mask_illegal(net: nn.Module, inputs: tuple[torch.Tensor], q_values: torch.Tensor) -> torch.Tensor:
-    return q_values.masked_fill(inputs[0][:, -q_values.shape[1] :] == 0, -torch.inf)
-
-
 class MaskedAgent(Agent):
     def get_action(self, net: nn.Module, epsilon: float, device: torch.device | str) -> int:
         if self.rng.random() < epsilon:
@@ -54,8 +50,9 @@ class ActionMasks(ImprovedDQN):
         return AppendMask(super().make_env(**options))
 
     def make_net(self) -> nn.Module:
-        net = super().make_net()
-        net.register_forward_hook(mask_illegal)  # after every forward pass
+        net, n_actions = super().make_net(), int(self.env.action_space.n)
+        # A forward hook sees the inputs and the outputs of the network, and may replace the outputs.
+        net.register_forward_hook(lambda _, x, q_values: q_values.masked_fill(x[0][:, -n_actions:] == 0, -torch.inf))
         return net
 
 
