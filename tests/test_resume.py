@@ -353,7 +353,7 @@ def test_another_setting_or_seed_is_refused_with_both_values(copied, capsys, fla
 
 
 def test_a_setting_that_is_repeated_is_none_that_is_changed(copied):
-    args = parse_args("--resume --lr 0.005 --seed 0 --n_step 5 --warm_start_steps 300".split())
+    args = parse_args(["--resume", "--lr", "0.005", "--seed", "0", "--n_step", "5", "--warm_start_steps", "300"])
     assert (args.lr, args.max_epochs, args.val_check_interval) == (0.005, 14, 52)
 
 
