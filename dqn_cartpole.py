@@ -230,10 +230,12 @@ def copy_observation(observation: Any, env: gym.Env) -> np.ndarray:
 
 
 class DQNLightning(pl.LightningModule):
-    """The DQN algorithm as a LightningModule: plays, learns, validates (article, "Lightning module").
+    """The DQN algorithm as a LightningModule (article, "Lightning module"). Its arguments are flags, too.
 
-    An epoch is one sample of the replay buffer, trained on in minibatches, with one step in the environment for each
-    minibatch. Every argument is also a flag of the command line.
+    `Trainer.fit` calls `on_fit_start`, which fills the replay buffer. Then each epoch is one sample of the buffer, from
+    `train_dataloader`. For each minibatch in it the Trainer calls `training_step`, which takes one step in the
+    environment and returns the loss, and does the backward pass and the optimizer's step. Every so many epochs it
+    calls `validation_step`.
     """
 
     agent_class = Agent  # override it in a subclass
