@@ -1,6 +1,5 @@
 """What the tests share: run the script, in this process or as a person does, and read back what it wrote."""
 
-import atexit
 import multiprocessing
 import os
 import shlex
@@ -64,10 +63,7 @@ def child(flags: str, folder: Path, prepare: Callable[[], object], module: type[
     sys.argv = ["program.py"]
     sys.modules["__main__"].__spec__ = None  # as if it were the program that was started
     prepare()
-    try:
-        main(flags, module)
-    finally:
-        atexit._run_exitfuncs()  # as at the end of a program; multiprocessing leaves them out
+    main(flags, module)
 
 
 def finish(process: BaseProcess, folder: Path) -> tuple[int | None, str, str]:
