@@ -1,22 +1,16 @@
 """Time dqn_cartpole.py beside a loop written by hand, the article's structure and Stable-Baselines3; print Markdown.
 
     pip install -r requirements.txt -r tests/benchmarks/requirements.txt
-    python tests/benchmarks/speed.py --only step                  # or scale, solved, processes, lightning
+    python tests/benchmarks/speed.py --only step    # or scale, solved, processes, lightning
 
-    step       a training step after the warm start; start of the process to its first training step; peak memory
-    scale      a training step against replay capacity (filled), batch size and hidden size
-    solved     start of the process to the first validation at 195, beside rl-baselines3-zoo's settings for CartPole
-    processes  environment steps a second, in all, with one process and with two
-    lightning  where the time of a step goes
-
-Every measurement is a process of its own in a temporary folder, on a pseudo-terminal as a user's is (so this needs
+Every measurement is a process of its own, in a temporary folder and on a pseudo-terminal as a user's is (so this needs
 Linux or macOS), and one at a time. The contenders take turns within a round, and a ratio is taken within a round: what
 slows the machine slows both. Values are medians over the rounds, with the least and the greatest. Steps are timed at a
 constant epsilon, the mean of a default run, and without validation; logs, the bar and checkpoints are in them.
 
 Torch's threads: one for a small network, as in dqn_cartpole.py, also in (b) and (d); in (c) as many as there are cores,
 because nobody told it otherwise. So measure on a machine that does nothing else: where a core is taken, threads wait
-for each other, and (c) is many times slower than it is.
+for each other, and (c) takes many times as long.
 
 Stable-Baselines3 brings Matplotlib with it, which one of Lightning's packages imports wherever it is installed. So that
 the others start as they do for a user, give them an environment of their own:
@@ -58,6 +52,8 @@ NAMES = {  # of a function below, and flags
     "script --gpus=1": "(a) with --gpus 1",
     "fast --gpus=1": "(a') with --gpus 1",
 }
+LINES = ["act", "environment, and store", "sample", "forward", "backward", "optimizer", "sync", "logging"]
+LINES += ["bar, callbacks", "saving", "training_step itself", "the rest: Lightning"]
 EPSILON = {"eps_start": 0.36, "eps_end": 0.36}  # the mean of a default run
 SKIP = 300  # training steps before the first that is timed
 SOLVED, VALIDATE = 195, 260  # mean reward of 20 greedy episodes; steps between two validations
@@ -91,7 +87,8 @@ ZOO = {  # CartPole-v1 in rl-baselines3-zoo's hyperparams/dqn.yml, today (as of 
 
 def report(**figures):
     """Leave the figures to the parent and end this process."""
-    figures["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    figures["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     if os.environ.get("LOCAL_RANK", "0") == "0":
         Path("result.json").write_text(json.dumps(figures))
     os._exit(0)
@@ -107,7 +104,7 @@ class Clock:
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
         self.job, self.step, self.last = job, 0, time.monotonic()
-        self.labels, self.spent, self.calls = ["the rest"], Counter(), Counter()
+        self.labels, self.spent, self.calls = [LINES[-1]], Counter(), Counter()
         if job.steps:
             register_optimizer_step_post_hook(lambda *_: self.tick())
 
@@ -163,7 +160,7 @@ def script(job):
     fit, clock = pl.Trainer.fit, Clock(job)
 
     def watched_fit(trainer, model, **options):
-        watch(trainer, type(model), clock)
+        watch(trainer, model, clock)
         fit(trainer, model, **options)
 
     pl.Trainer.fit = watched_fit
@@ -177,28 +174,25 @@ def script(job):
 fast = script
 
 
-def watch(trainer, module, clock):
+def watch(trainer, model, clock):
     """Let the clock know of validations and checkpoints and, if `lines` are asked for, of all that a step does."""
     import torch
 
-    validation_start, validation_end = module.on_validation_start, module.on_validation_end
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    validate = clock.timed(loop.run, "validation")
 
-    def on_validation_start(model):
-        clock.enter("validation")
-        validation_start(model)
-
-    def on_validation_end(model):
-        validation_end(model)
-        clock.enter(None)
+    def run():
+        validate()
         if not clock.job.steps and trainer.callback_metrics["val_reward"] >= SOLVED:
             steps = model.hparams.warm_start_steps + model.global_step
             report(seconds=time.monotonic() - clock.job.started, steps=steps)
 
-    module.on_validation_start, module.on_validation_end = on_validation_start, on_validation_end
+    loop.run = run
     trainer.save_checkpoint = clock.timed(trainer.save_checkpoint, "saving")
     if not clock.job.lines:
         return
 
+    module = type(model)
     hooks = [(type(callback), name) for callback in trainer.callbacks for name in vars(type(callback))]
     for owner, name, label in [
         (module.agent_class, "get_action", "act"),
@@ -219,7 +213,7 @@ def watch(trainer, module, clock):
     dataset.__iter__ = lambda self: iter(clock.timed(functools.partial(next, sample(self), None), "sample"), None)
 
     def step(optimizer, closure=None):  # Lightning's closure does the rest of the step
-        return adam(optimizer, closure and clock.timed(closure, "the rest"))
+        return adam(optimizer, closure and clock.timed(closure, LINES[-1]))
 
     torch.optim.Adam.step = step
 
@@ -354,18 +348,10 @@ def processes(job):
     Clock(job)
     torch.set_num_threads(1)
     pl.seed_everything(job.settings["seed"])
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=job.devices,
-        strategy="ddp" if job.devices > 1 else "auto",
-        use_distributed_sampler=False,
-        max_epochs=job.settings["max_epochs"],
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    off = ["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler"]
+    options = {"max_epochs": job.settings["max_epochs"], "limit_val_batches": 0} | dict.fromkeys(off, False)
+    strategy = "ddp" if job.devices > 1 else "auto"
+    trainer = pl.Trainer(accelerator="cpu", devices=job.devices, strategy=strategy, **options)
     trainer.fit(ImprovedDQN(hidden_size=job.settings["hidden_size"], **EPSILON))
 
 
@@ -396,6 +382,8 @@ def measure(job, python):
 
 def spread(values, digits=2):
     """The median, and the least and the greatest."""
+    if not values:
+        return "-"
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}..{max(values):.{digits}f})"
 
 
@@ -410,9 +398,11 @@ class Bench:
         self.args, self.python = args, os.path.abspath(shutil.which(args.python) or args.python)
         found = measure({"kind": "defaults"}, self.python)
         self.settings = found["settings"]
-        self.ours, self.gpus = ["script", "fast"], [kind for kind in NAMES if "gpus" in kind]
-        if not (args.gpu and found["gpu"]):
-            self.gpus = []
+        self.ours, self.gpus = ["script", "fast"], []
+        if args.gpu and found["gpu"]:
+            self.gpus = [kind for kind in NAMES if "gpus" in kind]
+        elif args.gpu:
+            print("No GPU is visible, so nothing is measured on one.\n")
 
     def job(self, contender, changed=EPSILON, divisor=1, **options):
         kind, *flags = contender.split()
@@ -432,20 +422,15 @@ class Bench:
 
     def step(self):
         s = SimpleNamespace(**self.settings | EPSILON)
+        # fmt: off
         equal = {
             "n_timesteps": s.warm_start_steps + s.max_epochs * math.ceil(s.sample_size / s.batch_size),
-            "learning_rate": s.lr,
-            "buffer_size": s.replay_size,
-            "learning_starts": s.warm_start_steps,
-            "batch_size": s.batch_size,
-            "gamma": s.gamma,
-            "train_freq": 1,
-            "target_update_interval": s.sync_rate,
-            "n_steps": s.n_step,
-            "exploration_initial_eps": s.eps_start,
-            "exploration_final_eps": s.eps_end,
-            "policy_kwargs": {"net_arch": [s.hidden_size]},
+            "learning_rate": s.lr, "buffer_size": s.replay_size, "learning_starts": s.warm_start_steps,
+            "batch_size": s.batch_size, "gamma": s.gamma, "n_steps": s.n_step, "train_freq": 1,
+            "target_update_interval": s.sync_rate, "policy_kwargs": {"net_arch": [s.hidden_size]},
+            "exploration_initial_eps": s.eps_start, "exploration_final_eps": s.eps_end,
         }
+        # fmt: on
         kinds = [kind for kind in NAMES if "gpus" not in kind] + self.gpus
         results = self.turns(self.args.rounds, lambda n: {kind: self.job(kind, sb3=equal) for kind in kinds})
         rows = []
@@ -454,8 +439,8 @@ class Bench:
             ratios = [[a / b["step"] for a, b in zip(step, results[other])] for other in ("bare", "sb3")]
             rows.append([NAMES[kind], spread(step), *map(spread, ratios), spread(first), spread(memory, 0)])
         table(["", "training step, ms", "/ (b)", "/ (d)", "start to first step, s", "peak memory, MiB"], rows)
-        if values := [each["validation"] for each in results["script"] if "validation" in each]:
-            print(f"A validation of (a), left out: {spread(values, 3)} s\n")
+        values = [each["validation"] for each in results["script"] if "validation" in each]
+        print(f"A validation of (a), left out: {spread(values, 3)} s\n")
 
     def scale(self):
         kinds, jobs, rows = [*self.ours, "bare", *self.gpus], {}, []
@@ -469,10 +454,11 @@ class Bench:
             jobs |= {(n, kind): self.job(kind, changed, divisor) for kind in kinds}
         results = self.turns(self.args.rounds, lambda n: jobs)
         for n in range(len(SCALE)):
-            sizes = [f"{jobs[n, 'script']['settings'][name]:,}" for name in ("replay_size", "batch_size", "hidden_size")]
-            steps = {kind: [each["step"] - each["lines"].get("saving", 0) for each in results[n, kind]] for kind in kinds}
+            settings = jobs[n, "script"]["settings"]
+            sizes = [f"{settings[name]:,}" for name in ("replay_size", "batch_size", "hidden_size")]
+            steps = {kind: [x["step"] - x["lines"].get("saving", 0) for x in results[n, kind]] for kind in kinds}
             ratios = [[a / b for a, b in zip(steps[kind], steps["bare"])] for kind in self.ours]
-            saving = [each.get("saving", math.nan) for each in results[n, "script"]]
+            saving = [each["saving"] for each in results[n, "script"] if "saving" in each]
             memory = [each["memory"] for each in results[n, "script"]]
             cells = [*map(spread, steps.values()), *map(spread, ratios), spread(saving, 3), spread(memory, 0)]
             rows.append(sizes + cells)
@@ -490,7 +476,7 @@ class Bench:
             seconds = [each.get("seconds", math.inf) for each in runs]
             steps = statistics.median(each.get("steps", math.inf) for each in runs)
             count = f"{sum(map(math.isfinite, seconds))} of {len(seconds)}"
-            rows.append([name, count, spread(seconds, 1), f"{steps:,.0f}"])
+            rows.append([name, count, spread(seconds, 1).replace("inf", "over"), f"{steps:,.0f}"])
         table(["", f"solved in {self.args.cap:g} s", "seconds", "environment steps, with the warm start"], rows)
 
     def processes(self):
@@ -506,10 +492,8 @@ class Bench:
 
     def lightning(self):
         results = self.turns(self.args.rounds, lambda n: {kind: self.job(kind, lines=True) for kind in self.ours})
-        labels = dict.fromkeys(label for runs in results.values() for each in runs for label in each["lines"])
-        labels = [label for label in labels if label not in ("the rest", "training_step itself")]
         rows = []
-        for label in [*labels, "training_step itself", "the rest", "all"]:
+        for label in [*LINES, "all"]:
             rows.append([label])
             for runs in results.values():
                 values = [each["step"] if label == "all" else each["lines"].get(label, 0.0) for each in runs]
