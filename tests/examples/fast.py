@@ -1,6 +1,8 @@
-"""The same agent, bit for bit, in 60 % of the time: Lightning's loop is called once an epoch, not once a step.
+"""The same agent, bit for bit, in about 60 % of the time: Lightning's loop is called once an epoch, not once a step.
 
-python -m tests.examples.fast    (Measured: see tests/benchmarks/RESULTS.md)"""
+    python -m tests.examples.fast
+Measured: see tests/benchmarks/RESULTS.md
+"""
 
 import math
 from typing import Any
@@ -18,18 +20,16 @@ class Fast(ImprovedDQN):
     def training_step(self, sample: Any, batch_idx: int) -> None:
         optimizer, weights = self.optimizers(), list(self.net.parameters())
         for batch in zip(*(field.split(self.hparams.batch_size) for field in sample)):
-            loss = super().training_step(batch, batch_idx)
             for weight in weights:
                 weight.grad = None  # faster than optimizer.zero_grad()
-            loss.backward()
+            super().training_step(batch, batch_idx).backward()
             self.clip_gradients(optimizer)  # to --grad_clip
             optimizer.step()
         self.lr_schedulers().step()
 
     def lr_factor(self, epoch: int) -> float:
-        progress = epoch / self.trainer.max_epochs
-        cosine = (1 + math.cos(math.pi * progress)) / 2
-        return {"constant": 1.0, "linear": 1 - progress, "cosine": cosine}[self.hparams.lr_schedule]
+        progress, schedule = epoch / self.trainer.max_epochs, self.hparams.lr_schedule
+        return {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}[schedule]
 
     def validation_step(self, seeds: Any, batch_idx: int) -> None:
         super().validation_step(seeds, batch_idx)

@@ -28,10 +28,11 @@ def main() -> None:
     model = DQNLightning(env=args.env, lr=args.lr)
     # Save between two epochs, when no sample is partly used: then a resumed run equals one that was never stopped.
     when = {"every_n_epochs": 20, "save_on_train_epoch_end": True}
-    best = ModelCheckpoint(monitor="val_reward", mode="max", save_last=True, **when)
-    trainer = pl.Trainer(max_epochs=args.max_epochs, check_val_every_n_epoch=20, callbacks=[best])
+    last = ModelCheckpoint(filename="last", **when)
+    best = ModelCheckpoint(filename="best", monitor="val_reward", mode="max", **when)
+    trainer = pl.Trainer(max_epochs=args.max_epochs, check_val_every_n_epoch=20, callbacks=[last, best])
     trainer.fit(model, ckpt_path=args.resume, weights_only=True)
-    trainer.test(model, ckpt_path="best", weights_only=True)
+    trainer.test(model, ckpt_path=best.best_model_path, weights_only=True)
 
 
 if __name__ == "__main__":
