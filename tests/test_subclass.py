@@ -77,7 +77,10 @@ class Without(DQNLightning):
 
 
 class Both(Without, Slower):
-    """Python looks for an `__init__` in Without, finds none, and takes the one of Slower."""
+    """After its own `__init__` Python looks for one in Without, finds none, and takes that of Slower."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
 
 
 @pytest.mark.xfail(strict=True, reason="a class without an __init__ counts as if it redefined all that it inherits")
