@@ -1,17 +1,20 @@
 """The programs in tests/examples extend dqn_cartpole.py from files of their own: they train, resume and combine."""
 
 import ast
+import functools
 import os
 import pkgutil
 import re
 import runpy
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import FORKS, SCRIPT, scalars
@@ -55,7 +58,8 @@ def child(program: str, flags: str, folder: Path, few_episodes: bool) -> None:
     sys.path.insert(0, str(ROOT))
     torch.set_num_threads(1)
     if few_episodes:  # of validation and test, and two pictures for the film
-        dqn_cartpole.VAL_SEEDS, dqn_cartpole.TEST_SEEDS, dqn_cartpole.FILM_STEPS = range(2), range(1000, 1002), 4
+        dqn_cartpole.VAL_SEEDS, dqn_cartpole.TEST_SEEDS = range(2), range(1000, 1002)
+        dqn_cartpole.film = functools.partial(dqn_cartpole.film, steps=4)
     sys.argv = [program, *flags.split()]
     if program in COMBINED:
         parts = tuple(pkgutil.resolve_name(f"tests.examples.{part}") for part in COMBINED[program])
@@ -211,4 +215,95 @@ def test_dueling_and_prioritized_combine(straight):
     folder, _ = straight("both")
     checkpoint = last(folder)
     assert {"net.net.2.value.weight", "net.net.2.advantage.weight"} <= checkpoint["state_dict"].keys()
-    assert len(checkpoint["buffer"]["priorities"].unique()) > 100
+    assert len(checkpoint["buffer"]["arrays"][-1].unique()) > 100
+
+
+# What a program reaches in 250 epochs: the best mean score of a validation.
+GOOD = dict.fromkeys(PROGRAMS, 150.0) | {"catch": 0.8, "convolution": 0.8}
+LONGER = ("action_masks", "atari", "minimal")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in PROGRAMS if name not in LONGER])
+def test_a_program_learns(name, tmp_path):
+    command = [sys.executable, "-m", f"tests.examples.{name}", "--max_epochs", "250"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    output = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout
+    assert max(map(float, re.findall(r"val_reward (-?[\d.]+)", output))) >= GOOD[name]
+    assert f"python -m tests.examples.{name} --test" in output
+
+
+@pytest.mark.slow
+def test_the_taxi_learns_to_drive_among_legal_actions(tmp_path):
+    flags = re.search(r"action_masks (--.*?)\n\n", PROGRAMS["action_masks"], re.S).group(1).replace("\\", "")
+    output = run("action_masks", f"{flags} --max_epochs 1500 --val_check_interval 2600", tmp_path, few_episodes=False)
+    assert max(map(float, re.findall(r"val_reward (-?[\d.]+)", output))) >= -100  # -200: it arrives nowhere
+
+
+@pytest.mark.slow
+def test_the_minimal_program_learns(tmp_path):
+    output = run("minimal", "--env CartPole-v0 --max_epochs 400", tmp_path, few_episodes=False)
+    assert float(re.search(r"test_reward\D+([\d.]+)", output).group(1)) >= 50
+
+
+def test_catch_is_found_by_the_default_program(tmp_path):
+    output = run("default", f"{SHORT} --env tests.examples.catch:Catch-v0", tmp_path)
+    assert "Catch-v0 on cpu" in output
+
+
+def test_only_legal_actions_are_played(monkeypatch):
+    """In training, also at random, and in validation."""
+    action_masks = pytest.importorskip("tests.examples.action_masks")
+    model = action_masks.ActionMasks(warm_start_steps=50, episode_length=60)
+    step, played = action_masks.AppendMask.step, []
+
+    def checked(env, action):
+        played.append(env.unwrapped.action_mask(env.unwrapped.s)[action])
+        return step(env, action)
+
+    monkeypatch.setattr(action_masks.AppendMask, "step", checked)
+    model.populate(100)
+    for _ in range(100):
+        model.agent.play_step(model.net, 0.5)
+    model.play_episodes(torch.tensor([1, 2]))
+    assert len(played) == 320
+    assert all(played)
+    batch = [torch.from_numpy(array) for array in model.buffer.sample(50)]
+    assert model.td_targets(batch).isfinite().all()
+
+
+def test_a_branch_sees_its_part_of_the_observation():
+    two_branches = pytest.importorskip("tests.examples.two_branches")
+    model = two_branches.TwoBranches()
+    state, parts = torch.from_numpy(model.agent.state), model.env.unwrapped.state
+    seen = {}
+    for part, branch in zip(("cart", "pole"), model.net.branches):
+        branch.register_forward_hook(lambda _, x, y, part=part: seen.update({part: x[0][0]}))
+    model(state.unsqueeze(0))
+    assert seen["cart"].tolist() == pytest.approx(parts[:2])
+    assert seen["pole"].tolist() == pytest.approx(parts[2:])
+
+
+def test_priorities_decide_what_is_sampled():
+    prioritized = pytest.importorskip("tests.examples.prioritized")
+    buffer = prioritized.PrioritizedNStepBuffer(10, n_step=1, gamma=0.9, seed=0)
+    for number in range(25):  # of which 15 to 24 are kept, 20 in the first place
+        buffer.append(dqn_cartpole.Experience(np.float32([number]), number, float(number), False, np.float32([0])))
+    assert set(buffer.sample(500).priority) == {1.0}
+    assert set(buffer.sample(500).action) == set(range(15, 25))
+    buffer.arrays.priority[7] = 9  # as high as the other nine together
+    sample = buffer.sample(1000)
+    assert (sample.action == 17).mean() == pytest.approx(0.5, abs=0.05)
+    assert np.array_equal(sample.place == 7, sample.action == 17)
+    assert np.array_equal(sample.priority == 9, sample.action == 17)
+
+
+def test_a_bonus_is_learned_from_but_not_shown():
+    count_bonus = pytest.importorskip("tests.examples.count_bonus")
+    buffer = dqn_cartpole.ReplayBuffer(100)
+    agent = count_bonus.CountingAgent(dqn_cartpole.gym.make("CartPole-v1"), buffer, seed=0)
+    rewards = [agent.take(step % 2)[0] for step in range(50)]
+    assert rewards == [1.0] * 50
+    bonuses = buffer.arrays.reward[:50] - 1
+    assert bonuses[0] == pytest.approx(count_bonus.BONUS)
+    assert bonuses.min() < count_bonus.BONUS / 2  # for what was seen often

@@ -1,9 +1,10 @@
 """Legal actions only: Taxi says in info["action_mask"] which actions have an effect (Huang and Ontanon 2022).
 
-    python -m tests.examples.action_masks
+    python -m tests.examples.action_masks --max_epochs 3000 --batch_size 32 --sample_size 416 --replay_size 20000 \\
+        --lr 1e-3 --sync_rate 100 --n_step 3 --eps_start 1 --eps_end 0.1 --eps_last_frame 5000
 
-A wrapper appends the mask to the observation; with it the network gives illegal actions a Q-value of minus infinity.
-Measured: see tests/benchmarks/RESULTS.md
+A wrapper appends the mask to the observation. A forward hook on the network reads it there and gives illegal actions a
+Q-value of minus infinity, so that no maximum chooses them: in training, in the target, in validation. Measured: see tests/benchmarks/RESULTS.md
 """
 
 from typing import Any
@@ -51,7 +52,6 @@ class ActionMasks(ImprovedDQN):
 
     def make_net(self) -> nn.Module:
         net, n_actions = super().make_net(), int(self.env.action_space.n)
-        # A forward hook sees the inputs and the outputs of the network, and may replace the outputs.
         net.register_forward_hook(lambda _, x, q_values: q_values.masked_fill(x[0][:, -n_actions:] == 0, -torch.inf))
         return net
 

@@ -13,35 +13,29 @@ import torch
 
 from dqn_cartpole import Experience, ImprovedDQN, NStepBuffer, ReplayBuffer, main, parse_args
 
-Sample = namedtuple("Sample", [*Experience._fields, "place", "priority"])
+Sample = namedtuple("Sample", ["state", "action", "reward", "done", "new_state", "place", "priority"])
 
 
 class PrioritizedBuffer(ReplayBuffer):
-    def __init__(self, capacity: int, seed: int | None = None) -> None:
-        super().__init__(capacity, seed)
-        self.priorities = np.zeros(capacity)  # 0: an empty place; when all are taken, the newest takes the oldest's
-        self.appended = 0
+    """Two more arrays beside the five: the place of each experience, and its priority. They are resumed, too."""
+
+    def allocate(self, state: np.ndarray) -> None:
+        super().allocate(state)
+        self.arrays = Sample(*self.arrays, np.arange(self.capacity), np.zeros(self.capacity, np.float32))
 
     def append(self, experience: Experience) -> None:
         super().append(experience)
-        self.priorities[self.appended % len(self.priorities)] = self.priorities.max(initial=1.0)  # soon to be sampled
-        self.appended += 1
+        newest = (self.appended - 1) % self.capacity
+        self.arrays.priority[newest] = self.arrays.priority.max(initial=1.0)  # so that it is soon sampled
 
     def sample(self, batch_size: int) -> Sample:
-        places = self.rng.choice(len(self.priorities), batch_size, p=self.priorities / self.priorities.sum())
-        rows = (places - self.appended) % len(self)  # of which 0 is the oldest
-        return Sample(*self.read(rows), places, self.priorities[places].astype(np.float32))
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"priorities": torch.tensor(self.priorities), "appended": self.appended}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.priorities[:], self.appended = state["priorities"].numpy(), state["appended"]
+        priorities = self.arrays.priority.astype(np.float64)  # 0 where there is no experience yet
+        rows = self.rng.choice(self.capacity, batch_size, p=priorities / priorities.sum())
+        return Sample(*(array[rows] for array in self.arrays))
 
 
-class PrioritizedNStepBuffer(NStepBuffer, PrioritizedBuffer):  # the first sums rewards, for the second to store
-    pass
+class PrioritizedNStepBuffer(NStepBuffer, PrioritizedBuffer):
+    """NStepBuffer sums the rewards and hands each experience on to the next class, PrioritizedBuffer."""
 
 
 class Prioritized(ImprovedDQN):
@@ -51,8 +45,10 @@ class Prioritized(ImprovedDQN):
     def losses(self, batch: Any) -> torch.Tensor:
         *experiences, places, priorities = batch
         losses = super().losses(experiences)
-        self.buffer.priorities[places.cpu().numpy()] = (losses.detach().sqrt().cpu().numpy() + 1e-6) ** 0.6
-        beta = 0.4 + 0.6 * self.global_step / self.trainer.estimated_stepping_batches  # 1, all bias undone, at the end
+        errors = losses.detach().sqrt().cpu().numpy()
+        self.buffer.arrays.priority[places.cpu().numpy()] = (errors + 1e-6) ** 0.6
+        # What is sampled more often counts less each time: partly at first, and fully (beta = 1) at the end of the run.
+        beta = 0.4 + 0.6 * self.global_step / self.trainer.estimated_stepping_batches
         return (priorities / priorities.min()) ** -beta * losses
 
 
