@@ -1,12 +1,11 @@
 """It learns."""
 
-from helpers import run_script, scalars
+from helpers import RUN, main, scalars
 
 
-def test_default_command_reaches_an_episode_reward_of_200(tmp_path):
-    done = run_script("--max_epochs", "300", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    curves = scalars(tmp_path / "lightning_logs" / "version_0")
+def test_default_settings_reach_an_episode_of_200_steps(folder):
+    main("--max_epochs 300")
+    curves = scalars(RUN)
     assert max(value for _, value in curves["total_reward"]) == 200
     untrained = [value for _, value in curves["total_reward"][:10]]
     assert max(value for _, value in curves["val_reward"]) > 2 * sum(untrained) / len(untrained)
