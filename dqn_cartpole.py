@@ -2,20 +2,24 @@
 
     python dqn_cartpole.py                  # on the CPU; with --gpus 1 on a GPU
     tensorboard --logdir lightning_logs     # watch it learn
-    python dqn_cartpole.py --resume         # resume exactly after Ctrl-C, a crash or a kill
+    python dqn_cartpole.py --resume         # continue bit for bit after Ctrl-C, a crash or a kill
     python dqn_cartpole.py --help           # every setting and its default
 
 Part 1 is DQN as in the article that this file rebuilds: Donal Byrne, "En-Lightning Reinforcement Learning: Building a
 DQN with PyTorch Lightning" (2020, pytorchlightning.ai/blog). The algorithm is from Mnih et al., "Human-level control
-through deep reinforcement learning", Nature 518 (2015). Part 2 adds what later papers found, as a subclass, which is
-trained by default. Part 3 runs the training; a subclass of your own, in its own file, can use it too:
+through deep reinforcement learning", Nature 518 (2015). Part 2 adds later improvements, in a subclass, the default.
+Part 3 runs the training. A subclass of your own, in its own file, can use all of it:
+
+    from dqn_cartpole import ImprovedDQN, main, nn, parse_args
 
     class MyDQN(ImprovedDQN):
-        def __init__(self, width: int = 64, **kwargs):  # becomes the flag --width
+        def __init__(self, slope: float = 0.1, **kwargs):  # becomes the flag --slope
             super().__init__(**kwargs)
 
         def make_net(self):
-            return nn.Sequential(nn.Linear(4, self.hparams.width), nn.Tanh(), nn.Linear(self.hparams.width, 2))
+            net = super().make_net()
+            net.net[1] = nn.LeakyReLU(self.hparams.slope)
+            return net
 
     main(parse_args(module=MyDQN))
 """
@@ -54,11 +58,10 @@ try:
 except ModuleNotFoundError:  # gym 0.26, the last release before Gymnasium took over, has the same interface
     import gym
 
-# Validation and test always play the same episodes, so that checkpoints can be compared; training plays others.
+# Fixed seeds make checkpoints comparable; training uses other seeds.
 VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), range(2000, 2**31)
 EVAL_STEPS = 10_000  # step limit of an episode in validation or test
-FILM_STEPS = 1000  # step limit of the film
-LOG_EVERY = 50  # logging interval of what changes with every step
+LOG_EVERY = 50  # logging interval of per-step metrics
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -68,9 +71,9 @@ LOG_EVERY = 50  # logging interval of what changes with every step
 class DQN(nn.Module):
     """Multilayer perceptron that estimates the Q-value of every action in a state (article, "Model").
 
-    The return is the sum of the future rewards, a reward k steps ahead weighted by gamma^k. The Q-value of an action is
-    the expected return of taking it and acting optimally afterwards. `obs_size` is the size of a flattened observation;
-    the article's network has one hidden layer.
+    The return is the sum of the future rewards, each reward k steps ahead weighted by gamma^k. The Q-value of an action
+    is the expected return of taking it and acting optimally afterwards. `obs_size` is the size of a flattened
+    observation; the article's network has one hidden layer.
     """
 
     def __init__(self, obs_size: int, n_actions: int, hidden_size: int = 128, hidden_layers: int = 1) -> None:
@@ -90,21 +93,33 @@ Experience = namedtuple("Experience", ["state", "action", "reward", "done", "new
 
 
 class ReplayBuffer:
-    """The last `capacity` experiences, sampled with a random generator of its own (article, "Replay buffer").
+    """The last `capacity` experiences, sampled with its own random generator (article, "Replay buffer").
 
-    Consecutive steps are alike, and a network trained on them in order forgets the rest. Random samples are varied, and
-    use an experience more than once (Lin 1992).
+    Consecutive steps are correlated, and a network trained on them in order forgets the rest. Random samples break the
+    correlation and reuse experiences (Lin 1992).
     """
 
     def __init__(self, capacity: int, seed: int | None = None) -> None:
-        self.experiences: deque[Experience] = deque(maxlen=capacity)
+        self.capacity = capacity
+        self.appended = 0  # experiences so far, overwritten ones included
+        self.arrays: Experience | None = None  # an array for each field, once the shape of a state is known
         self.rng = np.random.default_rng(seed)
 
     def __len__(self) -> int:
-        return len(self.experiences)
+        return min(self.appended, self.capacity)
+
+    def allocate(self, state: np.ndarray) -> None:
+        """Make the arrays for states like `state`."""
+        states, new_states = (np.empty((self.capacity, *state.shape), state.dtype) for _ in range(2))
+        actions, rewards, dones = (np.empty(self.capacity, dtype) for dtype in (np.int64, np.float32, np.bool_))
+        self.arrays = Experience(states, actions, rewards, dones, new_states)
 
     def append(self, experience: Experience) -> None:
-        self.experiences.append(experience)
+        if self.arrays is None:
+            self.allocate(experience.state)
+        for array, value in zip(self.arrays, experience):
+            array[self.appended % self.capacity] = value
+        self.appended += 1
 
     def begin_episode(self) -> None:
         """Called before each episode; a hook for buffers that combine steps (`NStepBuffer` in part 2)."""
@@ -112,35 +127,30 @@ class ReplayBuffer:
     def sample(self, batch_size: int) -> Experience:
         """Draw uniformly, without replacement; ValueError if the buffer holds too few.
 
-        Returns an array for each field: states (batch_size, *observation shape), actions int64, rewards float32,
-        dones bool, and new_states.
+        Returns arrays: states (batch_size, *observation shape), actions int64, rewards float32, dones bool, new_states.
         """
         if batch_size > len(self):
-            raise ValueError(f"cannot sample {batch_size} experiences: the buffer holds {len(self)}")
-        return self.read(self.rng.choice(len(self), batch_size, replace=False))
-
-    def read(self, rows: Sequence[int]) -> Experience:
-        """The experiences at `rows` (0 is the oldest), as arrays."""
-        columns = zip(*[self.experiences[row] for row in rows])
-        dtypes = (None, np.int64, np.float32, np.bool_, None)  # None: the states' own
-        return Experience(*map(np.array, columns, dtypes))
+            raise ValueError(f"cannot sample {batch_size} experiences: the buffer holds {len(self)}; try --n_step 1")
+        rows = self.rng.choice(len(self), batch_size, replace=False)
+        return Experience(*(array[rows] for array in self.arrays))
 
     def state_dict(self) -> dict[str, Any]:
         """State needed to resume, as tensors and plain numbers, which `torch.load` accepts."""
-        arrays = self.read(range(len(self))) if len(self) else ()
-        return {"experiences": [torch.from_numpy(array) for array in arrays], "rng": self.rng.bit_generator.state}
+        arrays = [torch.from_numpy(array[: len(self)]) for array in self.arrays or ()]
+        return {"arrays": arrays, "appended": self.appended, "rng": self.rng.bit_generator.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        arrays = [tensor.numpy() for tensor in state["experiences"]]
-        self.experiences.clear()
-        self.experiences.extend(map(Experience._make, zip(*arrays)))
-        self.rng.bit_generator.state = state["rng"]
+        self.appended, self.rng.bit_generator.state = state["appended"], state["rng"]
+        if state["arrays"]:
+            self.allocate(state["arrays"][0][0].numpy())
+            for array, saved in zip(self.arrays, state["arrays"]):
+                array[: len(saved)] = saved
 
 
 class RLDataset(IterableDataset):
     """Each pass over this dataset is a new sample of `sample_size` experiences from `buffer` (article, "Dataset").
 
-    It yields minibatches of `batch_size`, as tensors, or if that is None single experiences, as in the article.
+    It yields minibatches of `batch_size`, as tensors; by default single experiences, as in the article.
     """
 
     def __init__(self, buffer: ReplayBuffer, sample_size: int = 200, batch_size: int | None = None) -> None:
@@ -154,7 +164,7 @@ class RLDataset(IterableDataset):
     def __iter__(self) -> Iterator[Experience]:
         sample = self.buffer.sample(self.sample_size)
         if self.batch_size is None:
-            yield from map(sample._make, zip(*sample))
+            yield from map(type(sample)._make, zip(*sample))
             return
         tensors = [torch.from_numpy(array) for array in sample]
         for start in range(0, self.sample_size, self.batch_size):
@@ -200,8 +210,8 @@ class Agent:
         """Take `action` in the environment and store the experience; if the episode is over, begin the next."""
         observation, reward, terminated, truncated, _ = self.env.step(action)
         new_state = copy_observation(observation, self.env)
-        # A time limit cuts the episode, but its last state is not terminal: the agent could have earned more. So only
-        # `terminated` is stored, and the target still bootstraps from that state (Pardo et al. 2018).
+        # A time limit truncates the episode, but its last state is not terminal: the agent could have earned more. So
+        # only `terminated` is stored, and the target still bootstraps from that state (Pardo et al. 2018).
         self.replay_buffer.append(Experience(self.state, action, float(reward), bool(terminated), new_state))
         self.state = new_state
         self.actions.append(action)
@@ -233,9 +243,8 @@ class DQNLightning(pl.LightningModule):
     """The DQN algorithm as a LightningModule (article, "Lightning module"). Its arguments are flags, too.
 
     `Trainer.fit` calls `on_fit_start`, which fills the replay buffer. Then each epoch is one sample of the buffer, from
-    `train_dataloader`. For each minibatch in it the Trainer calls `training_step`, which takes one step in the
-    environment and returns the loss, and does the backward pass and the optimizer's step. Every so many epochs it
-    calls `validation_step`.
+    `train_dataloader`. For each minibatch in it the Trainer calls `training_step`, then does the backward pass and the
+    optimizer's step. Every few epochs it calls `validation_step`.
     """
 
     agent_class = Agent  # override it in a subclass
@@ -246,75 +255,28 @@ class DQNLightning(pl.LightningModule):
         episode_length: Annotated[int | None, "time limit in steps; None: the environment's own"] = None,
         replay_size: Annotated[int, "capacity of the replay buffer"] = 5000,
         warm_start_steps: Annotated[int, "random steps before training"] = 1000,
-        sample_size: Annotated[int, "experiences in an epoch, drawn at its start"] = 200,
+        sample_size: Annotated[int, "experiences sampled for an epoch"] = 200,
         batch_size: Annotated[int, "experiences in a minibatch"] = 16,
         lr: Annotated[float, "learning rate"] = 5e-3,
         gamma: Annotated[float, "discount factor"] = 0.99,
         sync_rate: Annotated[int, "steps between updates of the target network"] = 10,
         hidden_size: Annotated[int, "units in a hidden layer"] = 128,
         hidden_layers: Annotated[int, "hidden layers"] = 1,
-        eps_start: Annotated[float, "epsilon, the probability of a random action, at first"] = 0.7,
-        eps_end: Annotated[float, "epsilon from step eps_last_frame on"] = 0.02,
-        eps_last_frame: Annotated[int, "steps over which epsilon falls; 15600: the default run"] = 15600,
+        eps_start: Annotated[float, "initial epsilon, the probability of a random action"] = 0.7,
+        eps_end: Annotated[float, "final epsilon"] = 0.02,
+        eps_last_frame: Annotated[int, "steps of the epsilon decay; 15600 is the default run"] = 15600,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()  # sets self.hparams (a subclass's arguments too), which the methods below read
         self.env = self.make_env()
         self.net = self.make_net()
-        self.target_net = copy.deepcopy(self.net).requires_grad_(False)
+        self.target_net = copy.deepcopy(self.net).requires_grad_(False).eval()
         buffer_seed, agent_seed = torch.randint(2**62, (2,)).tolist()  # determined by --seed
         self.buffer = self.make_buffer(buffer_seed)
         self.agent = self.agent_class(self.env, self.buffer, agent_seed)
         self.criterion: nn.Module = nn.MSELoss(reduction="none")
-        self.score = 0.0  # sum of the rewards in the running episode, not discounted
+        self.score = 0.0  # sum of the rewards of the current episode, undiscounted
         self.scores: deque[float] = deque(maxlen=100)  # of the last finished episodes
-
-    def make_env(self, **options: Any) -> gym.Env:
-        """A new environment; `options` go to `gym.make`. Raises gym.error.Error if DQN cannot play it.
-
-        Arrays keep their shape. Discrete, Tuple and Dict spaces are flattened, Dict keys in alphabetical order.
-        """
-        unchecked = True if gym.__name__ == "gym" else None  # gym 0.26's checks fail with NumPy 2
-        limit = self.hparams.episode_length
-        env = gym.make(self.hparams.env, max_episode_steps=limit, disable_env_checker=unchecked, **options)
-        if not env.observation_space.shape:
-            with contextlib.suppress(NotImplementedError):  # a space that cannot be flattened is refused below
-                env = gym.wrappers.FlattenObservation(env)
-        if env.observation_space.shape is None:
-            raise gym.error.Error(f"its observations have no fixed size: {env.observation_space}")
-        if not isinstance(env.action_space, gym.spaces.Discrete) or env.action_space.start != 0:
-            raise gym.error.Error(f"DQN needs Discrete actions from 0, not {env.action_space}")
-        return env
-
-    def make_net(self) -> nn.Module:
-        """The network: from observations (batch, *observation shape) to Q-values (batch, n_actions).
-
-        The agent acts with it in train mode, as noisy layers need. For BatchNorm or Dropout, override `get_action` with
-        `net.eval()` before and `net.train()` after it. To compile the network, return it after `net.compile()`.
-        """
-        obs_size, n_actions = math.prod(self.env.observation_space.shape), int(self.env.action_space.n)
-        return DQN(obs_size, n_actions, self.hparams.hidden_size, self.hparams.hidden_layers)
-
-    def make_buffer(self, seed: int) -> ReplayBuffer:
-        return ReplayBuffer(self.hparams.replay_size, seed)
-
-    def on_fit_start(self) -> None:
-        """Fill the buffer with random steps; a resumed run has restored it."""
-        if self.global_rank > 0:  # each process plays different episodes
-            for part in (self.agent, self.buffer):
-                part.rng = np.random.Generator(part.rng.bit_generator.jumped(self.global_rank))
-            self.agent.reset()
-            self.score = 0.0
-        if len(self.buffer) == 0:
-            self.populate(self.hparams.warm_start_steps)
-        if len(self.buffer) < self.hparams.sample_size:  # a time limit took the last steps of short episodes
-            raise ValueError(f"the warm start left {len(self.buffer)} experiences, too few to sample: try --n_step 1")
-
-    def populate(self, steps: int = 1000) -> None:
-        """Fill the replay buffer with `steps` random steps, then begin the first episode of training."""
-        for _ in range(steps):
-            self.agent.play_step(self.net, epsilon=1.0, device=self.device)
-        self.agent.reset()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Q-values, float32 (batch, n_actions), of the observations `x` (batch, *observation shape)."""
@@ -350,7 +312,7 @@ class DQNLightning(pl.LightningModule):
         """r + gamma * max_a' Q_target(s', a') for each experience in a minibatch, float32 (batch,).
 
         The target network is a copy that lags behind. Targets from the online network, `net`, would move with every
-        update: it would chase itself.
+        update: it would chase its own tail.
         """
         _, _, rewards, dones, new_states = batch
         next_values = self.target_net(new_states).amax(1).masked_fill(dones, 0.0)  # a terminal state has no future
@@ -361,11 +323,60 @@ class DQNLightning(pl.LightningModule):
         if self.global_step % self.hparams.sync_rate == 0:
             self.target_net.load_state_dict(self.net.state_dict())
 
-    def log_step(self, reward: float, episode_over: bool, loss: torch.Tensor, batch: Sequence[torch.Tensor]) -> None:
-        """Log the score of an episode that ends and, every `LOG_EVERY` steps, what changes with every step.
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.net.parameters(), lr=self.hparams.lr, fused=True)  # fused is faster
 
-        Writes to the loggers directly: `self.log` in every step costs more than the learning.
+    def train_dataloader(self) -> DataLoader:
+        """One sample of the replay buffer, in minibatches; new steps are first sampled in the next epoch."""
+        dataset = RLDataset(self.buffer, self.hparams.sample_size, self.hparams.batch_size)
+        return DataLoader(dataset, batch_size=None)  # the dataset makes the minibatches
+
+    def on_fit_start(self) -> None:
+        """Fill the buffer with random steps; a resumed run has restored it."""
+        if self.global_rank > 0:  # each process plays different episodes
+            for part in (self.agent, self.buffer):
+                part.rng = np.random.Generator(part.rng.bit_generator.jumped(self.global_rank))
+            self.agent.reset()
+        if len(self.buffer) == 0:
+            self.populate(self.hparams.warm_start_steps)
+
+    def populate(self, steps: int = 1000) -> None:
+        """Fill the replay buffer with `steps` random steps, then begin the first episode of training."""
+        for _ in range(steps):
+            self.agent.play_step(self.net, epsilon=1.0, device=self.device)
+        self.agent.reset()
+
+    def make_env(self, **options: Any) -> gym.Env:
+        """A new environment; `options` go to `gym.make`. Raises gym.error.Error if DQN cannot play it.
+
+        Arrays keep their shape. Discrete, Tuple and Dict spaces are flattened, Dict keys in alphabetical order.
         """
+        unchecked = True if gym.__name__ == "gym" else None  # gym 0.26's checks fail with NumPy 2
+        limit = self.hparams.episode_length
+        env = gym.make(self.hparams.env, max_episode_steps=limit, disable_env_checker=unchecked, **options)
+        if not env.observation_space.shape:
+            with contextlib.suppress(NotImplementedError):  # a space that cannot be flattened is refused below
+                env = gym.wrappers.FlattenObservation(env)
+        if env.observation_space.shape is None:
+            raise gym.error.Error(f"its observations have no fixed size: {env.observation_space}")
+        if not isinstance(env.action_space, gym.spaces.Discrete) or env.action_space.start != 0:
+            raise gym.error.Error(f"DQN needs Discrete actions from 0, not {env.action_space}")
+        return env
+
+    def make_net(self) -> nn.Module:
+        """The network: from observations (batch, *observation shape) to Q-values (batch, n_actions).
+
+        The agent acts in train mode, as noisy layers require. For BatchNorm or Dropout, override `get_action` with
+        `net.eval()` before and `net.train()` after it. To compile the network, return it after `net.compile()`.
+        """
+        obs_size, n_actions = math.prod(self.env.observation_space.shape), int(self.env.action_space.n)
+        return DQN(obs_size, n_actions, self.hparams.hidden_size, self.hparams.hidden_layers)
+
+    def make_buffer(self, seed: int) -> ReplayBuffer:
+        return ReplayBuffer(self.hparams.replay_size, seed)
+
+    def log_step(self, reward: float, episode_over: bool, loss: torch.Tensor, batch: Sequence[torch.Tensor]) -> None:
+        """Log the score of an episode that ends and, every `LOG_EVERY` steps, per-step metrics."""
         scalars: dict[str, float] = {}
         self.score += reward
         if episode_over:
@@ -376,23 +387,15 @@ class DQNLightning(pl.LightningModule):
             scalars |= {"reward": reward, "train_loss": loss.item(), "epsilon": self.epsilon}
             scalars["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
             with torch.no_grad():
-                scalars["q_mean"] = self.net(batch[0]).amax(1).mean().item()
+                scalars["q_mean"] = self.target_net(batch[0]).amax(1).mean().item()
         if scalars:
-            for logger in self.loggers:
+            for logger in self.loggers:  # directly: `self.log` at every step would cost more than learning
                 logger.log_metrics(scalars, step=self.global_step)
 
     @property
     def avg_reward(self) -> float:
         """Mean score of the last 100 episodes, 0 before the first has ended."""
         return sum(self.scores) / max(1, len(self.scores))
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.Adam(self.net.parameters(), lr=self.hparams.lr, fused=True)  # fused is faster
-
-    def train_dataloader(self) -> DataLoader:
-        """One sample of the replay buffer, in minibatches; new steps can be sampled from the next epoch on."""
-        dataset = RLDataset(self.buffer, self.hparams.sample_size, self.hparams.batch_size)
-        return DataLoader(dataset, batch_size=None)  # the dataset makes the minibatches
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(VAL_SEEDS, batch_size=len(VAL_SEEDS))  # the seeds of the episodes to play
@@ -407,7 +410,7 @@ class DQNLightning(pl.LightningModule):
 
     def test_step(self, seeds: torch.Tensor, batch_idx: int) -> None:
         """Play greedily; `test_reward` is the mean score, `test_reward_std` its standard deviation."""
-        scores = torch.cat([self.play_episodes(some) for some in seeds.split(len(VAL_SEEDS))])  # spares memory
+        scores = torch.cat([self.play_episodes(some) for some in seeds.split(len(VAL_SEEDS))])  # saves memory
         self.log_dict({"test_reward": scores.mean(), "test_reward_std": scores.std(correction=0)}, sync_dist=True)
 
     @torch.no_grad()
@@ -426,15 +429,13 @@ class DQNLightning(pl.LightningModule):
                         scores[i] += float(reward)
                         over[i] = bool(terminated or truncated)
                 if all(over):
-                    break
-            else:
-                warnings.warn(f"stopped an episode after {EVAL_STEPS:,} steps: see --episode_length", stacklevel=2)
+                    return torch.tensor(scores)
+        warnings.warn(f"stopped an episode after {EVAL_STEPS:,} steps: see --episode_length", stacklevel=2)
         return torch.tensor(scores)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what a resumed run needs besides weights and optimizer; override both hooks for state of your own."""
+        """Add what a resumed run needs beyond weights and optimizer; override both hooks to add your own."""
         checkpoint["class"] = type(self).__name__
-        checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_NAME, None)  # or Lightning could not load a class with **kwargs
         if "optimizer_states" in checkpoint:  # not in best.ckpt, which is for playing only
             checkpoint["buffer"], checkpoint["agent"] = self.buffer.state_dict(), self.agent.state_dict()
             checkpoint["scores"] = (self.score, list(self.scores))
@@ -445,7 +446,7 @@ class DQNLightning(pl.LightningModule):
             self.agent.load_state_dict(checkpoint["agent"])
             self.buffer.load_state_dict(checkpoint["buffer"])
             self.score, scores = checkpoint["scores"]
-            self.scores.extend(scores)
+            self.scores = deque(scores, self.scores.maxlen)
             torch.set_rng_state(checkpoint["torch_rng"])
 
 
@@ -454,7 +455,7 @@ class DQNLightning(pl.LightningModule):
 
 
 class NStepBuffer(ReplayBuffer):
-    """A replay buffer whose experiences span `n_step` steps, so that rewards reach earlier actions sooner.
+    """A replay buffer whose experiences span `n_step` steps, so that rewards propagate faster.
 
     An experience holds the state and the action of n steps ago, the discounted sum of the n rewards since, and the
     newest state (Sutton 1988; Hessel et al. 2018).
@@ -474,20 +475,20 @@ class NStepBuffer(ReplayBuffer):
             super().append(oldest._replace(reward=reward, done=experience.done, new_state=experience.new_state))
 
     def begin_episode(self) -> None:
-        """Drop pending steps: a time limit left them fewer than n rewards, and the target discounts by gamma^n."""
+        """Drop the pending steps of a truncated episode: with fewer than n rewards, gamma^n is not their discount."""
         self.pending.clear()
 
 
 class ImprovedDQN(DQNLightning):
-    """DQN with n-step returns and a falling learning rate; optionally double DQN, Huber loss and soft updates."""
+    """DQN with n-step returns and a decaying learning rate; optionally double DQN, Huber loss and soft updates."""
 
     def __init__(
         self,
-        n_step: Annotated[int, "rewards summed before the target network estimates the rest"] = 5,
-        lr_schedule: Annotated[Literal["constant", "linear", "cosine"], "how lr falls over the run"] = "cosine",
+        n_step: Annotated[int, "rewards summed before bootstrapping"] = 5,
+        lr_schedule: Annotated[Literal["constant", "linear", "cosine"], "decay of lr over the run"] = "cosine",
         double_dqn: Annotated[bool, "let the online network select the next action (van Hasselt et al. 2016)"] = False,
         clip_error: Annotated[float | None, "delta of the Huber loss (Mnih et al.: 1); None: squared errors"] = None,
-        tau: Annotated[float, "below 1: soft updates of the target by this share at every step"] = 1.0,
+        tau: Annotated[float, "below 1: rate of soft updates of the target, at every step"] = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)  # finds the five above too, and puts them into self.hparams
@@ -499,9 +500,9 @@ class ImprovedDQN(DQNLightning):
         return NStepBuffer(self.hparams.replay_size, self.hparams.n_step, self.hparams.gamma, seed)
 
     def td_targets(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
-        """n-step returns, second half: the new states are n steps later, so their values are discounted n times.
+        """n-step returns, second half: the new states are n steps later, so their values are discounted by gamma^n.
 
-        Double DQN: the online network selects the action, the target network evaluates it; one alone overestimates.
+        Double DQN: the online network selects the action, the target network evaluates it; one network overestimates.
         """
         _, _, rewards, dones, new_states = batch
         target_q_values = self.target_net(new_states)
@@ -566,8 +567,7 @@ class Progress(pl.Callback):
 class Checkpoints(pl.callbacks.Checkpoint):
     """Writes best.ckpt, the weights of the best validation, and last.ckpt, from which a run resumes exactly.
 
-    last.ckpt is written after every validation, with the `settings` of the run: whatever ends the run, only the steps
-    since then are lost.
+    last.ckpt also holds the `settings` of the run. Whatever ends it, only the steps since the last validation are lost.
     """
 
     def __init__(self, settings: dict[str, Any] | None = None) -> None:
@@ -581,7 +581,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
             self.best_reward = -math.inf
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: DQNLightning) -> None:
-        """Save between two epochs, when no sample is partly used."""
+        """Save between two epochs, when no sample is half used."""
         epoch = trainer.current_epoch + 1
         validated = epoch % (trainer.check_val_every_n_epoch or 1) == 0
         if not validated and epoch != trainer.max_epochs:
@@ -594,7 +594,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         self.save(trainer, "last.ckpt")
 
     def save(self, trainer: pl.Trainer, name: str, weights_only: bool = False) -> None:
-        """Write another file, then rename it, so that a kill never leaves half a checkpoint."""
+        """Write to another file, then rename it, so that a kill never leaves half a checkpoint."""
         partial = Path(self.folder, f"{name}.partial")
         trainer.save_checkpoint(partial, weights_only)
         if trainer.is_global_zero:
@@ -604,7 +604,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
     def on_exception(self, trainer: pl.Trainer, module: DQNLightning, error: BaseException) -> None:
         """Print how to resume; the cause may be an error, Ctrl-C (KeyboardInterrupt) or SIGTERM."""
         if isinstance(error, SIGTERMException):
-            error.code = 143  # as usual for SIGTERM; Lightning's own is 0
+            error.code = 143  # 128 + 15, the convention; Lightning's own is 0
         last = Path(self.folder, "last.ckpt")
         if last.exists():
             print(f"stopped; to resume: {program()} --resume {shlex.quote(os.path.relpath(last))}", file=sys.stderr)
@@ -618,7 +618,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
 
 @torch.no_grad()
 def play(model: DQNLightning, render_mode: str) -> Iterator[tuple[gym.Env, list[float]]]:
-    """Play the first test episode greedily; yield the environment and the Q-values before each step."""
+    """Play the first test episode greedily ("human": in a window); yield environment and Q-values before each step."""
     model.eval()
     with model.make_env(render_mode=render_mode) as env:
         observation, _ = env.reset(seed=TEST_SEEDS[0])
@@ -631,17 +631,10 @@ def play(model: DQNLightning, render_mode: str) -> Iterator[tuple[gym.Env, list[
                 return
 
 
-def show(model: DQNLightning) -> None:
-    """Show the episode in a window."""
-    for _ in play(model, "human"):
-        pass
-
-
-def film(model: DQNLightning, path: Path) -> bytes:
+def film(model: DQNLightning, path: Path, steps: int = 1000) -> bytes:
     """Write the episode, with its Q-values, as an animated GIF."""
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # a film needs no display
     frames = []
-    for env, q_values in itertools.islice(play(model, "rgb_array"), 0, FILM_STEPS, 2):  # every other frame
+    for env, q_values in itertools.islice(play(model, "rgb_array"), 0, steps, 2):  # every other frame
         frame = ImageOps.contain(Image.fromarray(env.render()), (300, 300))
         ImageDraw.Draw(frame).text((5, 5), "Q " + ", ".join(f"{q:.1f}" for q in q_values), fill="black")
         frames.append(frame.quantize(32))
@@ -658,21 +651,17 @@ def program() -> str:
 
 def run_folder(resume: str | None) -> Path:  # type: ignore[return]
     """The folder of the run to resume, or a new lightning_logs/version_N, a different one for each concurrent run."""
-    checkpoints = Path(resume or "").resolve().parent
-    if checkpoints.name == "checkpoints":  # else the checkpoint was moved, and goes on in a new run
-        return checkpoints.parent
+    if resume and Path(resume).resolve().parent.name == "checkpoints":  # else it was moved; continue in a new run
+        return Path(resume).resolve().parents[1]
     for version in itertools.count():
         run = Path("lightning_logs", f"version_{version}")
-        with contextlib.suppress(FileExistsError):
+        with contextlib.suppress(FileExistsError):  # which tells that another run has it
             run.mkdir(parents=True)
             return run
 
 
 def add_flags(group: Any, module: type[DQNLightning]) -> list[str]:
-    """Add a flag for every argument of `module`, and of the classes it extends, that has a default; return their names.
-
-    An argument is `name: type = default`, or `name: Annotated[type, help text] = default`.
-    """
+    """Add a flag for every argument with a default, of `module` and of the classes it extends; return their names."""
     arguments: dict[str, inspect.Parameter] = {}
     for base in reversed(module.__mro__):
         if base not in pl.LightningModule.__mro__:
@@ -680,16 +669,16 @@ def add_flags(group: Any, module: type[DQNLightning]) -> list[str]:
     names = [name for name, argument in arguments.items() if argument.default is not argument.empty]
     for name in names:
         kind, text = arguments[name].annotation, " "  # argparse shows a default only beside a help text
+        if kind is inspect.Parameter.empty:
+            kind = type(arguments[name].default)
         if get_origin(kind) is Annotated:
             kind, text = get_args(kind)[:2]
-        options: dict[str, Any] = {"type": kind}
+        options: dict[str, Any] = {"type": get_args(kind)[0] if get_args(kind) else kind}  # of `int | None` the int
         if kind is bool:
             options = {"action": argparse.BooleanOptionalAction}
         elif get_origin(kind) is Literal:
-            options = {"type": type(get_args(kind)[0]), "choices": get_args(kind)}
-        elif get_args(kind):  # int | None
-            options = {"type": get_args(kind)[0]}
-        group.add_argument(f"--{name}", default=arguments[name].default, help=text, **options)
+            options = {"choices": get_args(kind), "type": type(get_args(kind)[0])}
+        group.add_argument(f"--{name}", default=arguments[name].default, help=text.replace("%", "%%"), **options)
     return names
 
 
@@ -703,7 +692,7 @@ def parse_args(argv: Sequence[str] | None = None, module: type[DQNLightning] = I
     add("--max_epochs", type=int, default=1200, help="epochs to train")
     add("--val_check_interval", type=int, default=520, help="steps between validations, in whole epochs")
     add("--grad_clip", type=float, help="maximum gradient norm; None: no clipping")
-    add("--seed", type=int, default=0, help="random seed of everything")
+    add("--seed", type=int, default=0, help="seed of all randomness")
     add("--render", action="store_true", help="show the trained agent playing, in a window")
     add_either("--resume", metavar="CKPT", nargs="?", const="", help="resume from a last.ckpt, or the newest run's")
     add_either("--test", metavar="CKPT", help="only test this checkpoint")
@@ -733,11 +722,16 @@ def parse_args(argv: Sequence[str] | None = None, module: type[DQNLightning] = I
     gpus = torch.cuda.device_count() or int(torch.backends.mps.is_available())
     if abs(args.gpus) > gpus:
         parser.error(f"--gpus {args.gpus}: the number of visible GPUs is {gpus}; --gpus 0 is the CPU")
+    for name in ("max_epochs", "val_check_interval", "batch_size", "sync_rate", "eps_last_frame", "n_step"):
+        if getattr(args, name, 1) < 1:
+            parser.error(f"--{name} {getattr(args, name)}: must be at least 1")
     n_step = getattr(args, "n_step", 1)
+    if args.episode_length is not None and args.episode_length < n_step:
+        parser.error(f"--episode_length {args.episode_length}: shorter than --n_step {n_step}; try --n_step 1")
     most = min(args.replay_size, args.warm_start_steps + 1 - n_step)
-    if not 1 <= args.batch_size <= args.sample_size <= most or (args.episode_length or n_step) < n_step:
-        bounds = f"from --batch_size to {most} (by --warm_start_steps, --replay_size)"
-        parser.error(f"--sample_size {args.sample_size}: must be {bounds}; short episodes need --n_step 1")
+    if not args.batch_size <= args.sample_size <= most:
+        bounds = f"--batch_size and {most}, which --warm_start_steps and --replay_size allow"
+        parser.error(f"--sample_size {args.sample_size}: must lie between {bounds}")
     args.parser, args.module, args.resume, args.step = parser, module, resume, step
     args.dqn = {name: getattr(args, name) for name in names}
     args.settings = {name: getattr(args, name) for name in ("seed", "max_epochs", "val_check_interval", "grad_clip")}
@@ -746,35 +740,36 @@ def parse_args(argv: Sequence[str] | None = None, module: type[DQNLightning] = I
 
 def main(args: argparse.Namespace) -> None:
     """Train, and test the best checkpoint; or only test the checkpoint `args.test`."""
-    expected = "out of date|many workers|LeafSpec|smaller than the logging|__len__|GPU available"
-    warnings.filterwarnings("ignore", f".*({expected})")  # about deliberate choices
+    expected = "out of date|many workers|LeafSpec|smaller than the logging|__len__|GPU available|in eval mode"
+    warnings.filterwarnings("ignore", f".*({expected})")  # warnings about deliberate choices
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    if not args.render:
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # a film needs no display
 
     pl.seed_everything(args.seed, verbose=False)
     try:
         model = args.module(**args.dqn)
     except (gym.error.Error, ModuleNotFoundError) as error:
-        hint = "" if ":" in args.env else " (--env module:Name-v0 imports a module of your own first)"
-        args.parser.error(f"--env {args.env}: {error}{hint}")
+        args.parser.error(f"--env {args.env}: {error} (--env module:Name-v0 imports a module of your own first)")
     model.save_hyperparameters(args.dqn)  # also those of a mixin, which Lightning does not find
     if args.batch_size * sum(weight.numel() for weight in model.net.parameters()) < 2**24:
         torch.set_num_threads(1)  # more threads slow a small network down
 
     logger: Any = False
     if not args.test:
-        run = run_folder(args.resume) if pl.utilities.rank_zero_only.rank == 0 else Path("lightning_logs")
+        run = run_folder(args.resume) if pl.utilities.rank_zero_only.rank == 0 else Path("only/rank 0 writes")
         logger = TensorBoardLogger(run.parent, "", run.name, default_hp_metric=False, purge_step=args.step)
         logger.log_hyperparams(args.settings)
     steps_per_epoch = math.ceil(args.sample_size / args.batch_size)
     trainer = pl.Trainer(
         accelerator="gpu" if args.gpus else "cpu",
-        devices=args.gpus or 1,
+        devices=args.gpus or int(os.environ.get("LOCAL_WORLD_SIZE", 1)),  # of torchrun
         num_nodes=args.num_nodes,
         max_epochs=args.max_epochs,
         check_val_every_n_epoch=min(args.max_epochs, math.ceil(args.val_check_interval / steps_per_epoch)),
         num_sanity_val_steps=0,
         gradient_clip_val=args.grad_clip,
-        use_distributed_sampler=False,
+        use_distributed_sampler=False,  # each process has its own data
         logger=logger,
         callbacks=[Progress(args.max_epochs * steps_per_epoch), Checkpoints(args.settings)],
         enable_progress_bar=False,
@@ -788,18 +783,20 @@ def main(args: argparse.Namespace) -> None:
     if not trainer.is_global_zero:
         return
 
-    mean, spread = result["test_reward"], result["test_reward_std"]
-    print(f"test_reward: {mean:.2f} +/- {spread:.2f} over {len(TEST_SEEDS)} episodes")
+    print(
+        f"test_reward: {result['test_reward']:.2f} +/- {result['test_reward_std']:.2f} over {len(TEST_SEEDS)} episodes"
+    )
     print(f"tensorboard --logdir lightning_logs\n{program()} --test {shlex.quote(best)}")
-    try:
-        if args.render:
-            show(model)
-        if logger:
-            logger.log_hyperparams({**args.dqn, **args.settings}, result, trainer.global_step)
+    if logger:
+        logger.log_hyperparams({**args.dqn, **args.settings}, result, trainer.global_step)
+        try:
             gif = Summary.Image(encoded_image_string=film(model, Path(logger.log_dir, "agent.gif")))
             logger.experiment.file_writer.add_summary(Summary(value=[Summary.Value(tag="agent", image=gif)]))
-    except Exception as error:  # a failed film must not fail the run
-        print(f"no film: {type(error).__name__}: {error}")
+        except Exception as error:  # a failed film must not fail the run
+            print(f"no film: {type(error).__name__}: {error}")
+    if args.render:
+        for _ in play(model, "human"):
+            pass
 
 
 if __name__ == "__main__":
