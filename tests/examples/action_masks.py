@@ -3,8 +3,8 @@
     python -m tests.examples.action_masks --max_epochs 3000 --batch_size 32 --sample_size 416 --replay_size 20000 \\
         --lr 1e-3 --sync_rate 100 --n_step 3 --eps_start 1 --eps_end 0.1 --eps_last_frame 5000
 
-A wrapper appends the mask to the observation. A forward hook on the network reads it there and gives illegal actions a
-Q-value of minus infinity, so that no maximum chooses them: in training, in the target, in validation. Measured: see tests/benchmarks/RESULTS.md
+A wrapper appends the mask to the observation. A forward hook on the network reads it there, and gives illegal actions a
+Q-value of minus infinity. Measured: see tests/benchmarks/RESULTS.md
 """
 
 from typing import Any
