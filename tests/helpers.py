@@ -55,15 +55,20 @@ def start(
 
 def child(flags: str, folder: Path, prepare: Callable[[], object], module: type[dqn_cartpole.DQNLightning]) -> None:
     os.chdir(folder)
-    for suffix, descriptor in ((".stdout", 1), (".stderr", 2)):
-        with folder.with_suffix(suffix).open("w") as file:
-            os.dup2(file.fileno(), descriptor)
+    write_to(folder)
     torch.set_num_threads(1)
     dqn_cartpole.TEST_SEEDS, dqn_cartpole.film = range(1000, 1003), lambda *_: b""  # quicker
     sys.argv = ["program.py"]
     sys.modules["__main__"].__spec__ = None  # as if it were the program that was started
     prepare()
     main(flags, module)
+
+
+def write_to(path: Path) -> None:
+    """Let the output of this process go to files beside a path."""
+    for suffix, descriptor in ((".stdout", 1), (".stderr", 2)):
+        with path.with_suffix(suffix).open("w") as file:
+            os.dup2(file.fileno(), descriptor)
 
 
 def finish(process: BaseProcess, folder: Path) -> tuple[int | None, str, str]:

@@ -21,7 +21,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
-from helpers import RUN, SCRIPT, Toy, finish, last_of, load, main, run_script, same, scalars, start
+from helpers import RUN, SCRIPT, Toy, finish, last_of, load, main, run, run_script, same, scalars, start
 from PIL import Image, ImageChops
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard.writer import FileWriter
@@ -224,11 +224,14 @@ def test_output_ends_with_the_test_reward_and_two_commands(first):
     assert command == f"python {SCRIPT} --test {RUN}/checkpoints/best.ckpt"
 
 
-def test_the_command_it_prints_works_and_writes_nothing(first):
+def test_the_command_it_prints_works_and_writes_nothing(first, monkeypatch, capfd):
+    monkeypatch.chdir(first.folder)
     before = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
-    done = run_script(*shlex.split(first.stdout.splitlines()[-1])[2:], cwd=first.folder)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert first.stdout.splitlines()[-3] in done.stdout.splitlines()  # the test reward, once more
+    python, script, *flags = shlex.split(first.stdout.splitlines()[-1])
+    assert (python, script) == ("python", str(SCRIPT))
+    main(shlex.join(flags))
+    output = capfd.readouterr()
+    assert (output.out.splitlines()[0], output.err) == (first.stdout.splitlines()[-3], "")  # the result, once more
     assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")} == before
 
 
@@ -435,7 +438,6 @@ BAD_INPUT = """
 OUT_OF_RANGE = """
 --clip_error 0
 --lr -1
---episode_length -1
 --num_nodes 0
 --seed -1
 --hidden_size 0
@@ -459,10 +461,10 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_written(folder, cap
 
 
 def test_bad_input_ends_the_process_with_2(tmp_path):
-    done = run_script("--gpus", "1", cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "--gpus 1: the number of visible GPUs is 0" in done.stderr.splitlines()[-1]
-    assert not list(tmp_path.iterdir())
+    code, output, errors = run("--gpus 999", tmp_path / "run")
+    assert (code, output) == (2, "")
+    assert "--gpus 999: the number of visible GPUs is" in errors.splitlines()[-1]
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_a_warm_start_that_leaves_too_few_to_sample_says_what_to_do(folder):

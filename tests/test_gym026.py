@@ -29,6 +29,7 @@ def test_script_trains_and_resumes_on_gym_026(tmp_path, without_gymnasium):
     assert load(last_of(tmp_path / RUN))["global_step"] == 260
 
 
+@pytest.mark.slow
 def test_unknown_environment_is_refused_on_gym_026_too(tmp_path, without_gymnasium):
     done = run_script("--env", "CartPoll-v0", cwd=tmp_path, PYTHONPATH=without_gymnasium)
     assert done.returncode == 2

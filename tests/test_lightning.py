@@ -1,22 +1,25 @@
 """A plain Lightning Trainer, several processes, a thread, an export: what people do with a LightningModule."""
 
 import csv
+import functools
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium as gym
 import pytest
 import pytorch_lightning as pl
 import torch
-from helpers import RUN, fit, last_of, load, main, run_script, same, scalars
+from helpers import FORKS, RUN, fit, last_of, load, main, run_script, same, scalars, write_to
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
+import dqn_cartpole
 from dqn_cartpole import Checkpoints, DQNLightning, ImprovedDQN
 
 MODULES = pytest.mark.parametrize("module", [DQNLightning, ImprovedDQN])
@@ -86,7 +89,6 @@ def test_the_checkpoints_of_this_file_resume_in_a_plain_trainer(tmp_path):
     assert same(dict(resumed.state_dict()), dict(train("straight", 4).state_dict()))
 
 
-@pytest.mark.xfail(strict=True, reason="on_load_checkpoint adds the scores to those that the model has")
 def test_a_model_that_has_trained_resumes_as_a_new_one_does(tmp_path):
     """In a notebook it is the same object."""
     model, quiet = DQNLightning(), {"logger": False, "enable_progress_bar": False, "default_root_dir": tmp_path}
@@ -214,44 +216,69 @@ def test_it_trains_in_a_thread_and_leaves_the_signals_alone(folder):
 
 # Several processes
 
-# Each leaves a file of what it did: its weights, the seeds of its training and validation episodes, its scores.
-SPY = """
-import torch
-import dqn_cartpole
-from dqn_cartpole import Agent, ImprovedDQN
 
 class Spy(ImprovedDQN):
+    """Leaves a file of what its process did."""
+
     def on_train_start(self):
         self.held = self.buffer.sample(900).state.tolist()
         self.episodes, self.validated = [self.agent.episode_seed], []
         reset = self.agent.reset
+
         def spied(seed=None):
             reset(seed)
             self.episodes.append(self.agent.episode_seed)
+
         self.agent.reset = spied
 
     def play_episodes(self, seeds):
         scores = super().play_episodes(seeds)
-        if self.trainer.training or self.trainer.validating:
+        if self.trainer.validating or self.trainer.training:
             self.validated.append((seeds.tolist(), scores.tolist()))
         return scores
 
     def on_train_end(self):
         seen = {"held": self.held, "episodes": self.episodes, "validated": self.validated}
-        torch.save(seen | {"weights": self.state_dict()}, f"rank{self.global_rank}.pt")
+        torch.save(seen | {"weights": dict(self.state_dict())}, f"rank{self.global_rank}.pt")
 
-dqn_cartpole.TEST_SEEDS = range(1000, 1003)
-"""
-PLAIN = """
-import pytorch_lightning as pl
-pl.seed_everything(0)
-trainer = pl.Trainer(max_epochs=6, accelerator="cpu", devices=2, strategy="ddp", check_val_every_n_epoch=3,
-                     enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0)
-trainer.fit(Spy(warm_start_steps=1000, sync_rate=1))
-if trainer.is_global_zero:
-    torch.save(trainer.callback_metrics["val_reward"], "val_reward.pt")
-"""
-NODES = "dqn_cartpole.main(dqn_cartpole.parse_args(module=Spy))"
+
+def train_plainly() -> None:
+    """With a plain Trainer, in two processes, each of which seeds alike."""
+    pl.seed_everything(0)
+    ddp = {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    trainer = pl.Trainer(max_epochs=6, check_val_every_n_epoch=3, **ddp, **quiet)
+    trainer.fit(Spy(sync_rate=1))
+    if trainer.is_global_zero:
+        torch.save(trainer.callback_metrics["val_reward"], "val_reward.pt")
+
+
+def two_processes(folder: Path, work: Callable[[], object], nodes: int = 1) -> list[str]:
+    """Let two processes work in a folder, with the variables that torchrun sets; gives what each printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    processes = []
+    for rank in range(2):
+        local = {"LOCAL_RANK": "0", "GROUP_RANK": str(rank), "LOCAL_WORLD_SIZE": "1"}
+        if nodes == 1:
+            local = {"LOCAL_RANK": str(rank), "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+        processes.append(FORKS.Process(target=as_rank, args=(rank, variables | local, folder, work)))
+        processes[-1].start()
+    for rank, process in enumerate(processes):
+        process.join(200)
+        assert process.exitcode == 0, (folder / f"{rank}.stderr").read_text()
+    return [(folder / f"{rank}.stdout").read_text() for rank in range(2)]
+
+
+def as_rank(rank: int, variables: dict[str, str], folder: Path, work: Callable[[], object]) -> None:
+    os.environ.update(variables | {"RANK": str(rank)})
+    pl.utilities.rank_zero_only.rank = rank  # Lightning reads it when it is imported
+    os.chdir(folder)
+    write_to(folder / str(rank))
+    dqn_cartpole.TEST_SEEDS = range(1000, 1003)
+    work()
 
 
 def seen_in(folder: Path) -> list[dict]:
@@ -262,16 +289,14 @@ def seen_in(folder: Path) -> list[dict]:
 def pair(tmp_path_factory) -> Path:
     """The folder of a run in two processes, by a plain Trainer."""
     folder = tmp_path_factory.mktemp("pair")
-    (folder / "spy.py").write_text(SPY + PLAIN)
-    done = run_script(cwd=folder, script=folder / "spy.py")
-    assert done.returncode == 0, done.stderr
+    two_processes(folder, train_plainly)
     return folder
 
 
 def check_processes(folder: Path) -> None:
     first, second = seen_in(folder)
     assert any(name.startswith("target_net") for name in first["weights"])
-    assert same(dict(first["weights"]), dict(second["weights"]))
+    assert same(first["weights"], second["weights"])
     assert min(len(first["episodes"]), len(second["episodes"])) >= 2
     assert not set(first["episodes"]) & set(second["episodes"])
     assert not {tuple(state) for state in first["held"]} & {tuple(state) for state in second["held"]}  # warm starts
@@ -289,49 +314,57 @@ def test_val_reward_is_the_mean_over_the_processes(pair):
     assert torch.load(pair / "val_reward.pt").item() == pytest.approx(mean, rel=1e-6)
 
 
-def torchrun(folder: Path, *flags: str) -> list[subprocess.CompletedProcess[str]]:
+MAIN = "--max_epochs 6 --val_check_interval 39"
+
+
+def check_run(folder: Path, first: str, second: str) -> None:
+    """The first process alone wrote and spoke."""
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == ["lightning_logs"]
+    assert [path.name for path in (folder / "lightning_logs").iterdir()] == ["version_0"]
+    assert same(load(last_of(folder / RUN))["state_dict"], seen_in(folder)[0]["weights"])
+    assert first.count("test_reward: ") == first.count("step 39: val_reward") == 1
+    assert second == ""
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_two_processes_of_the_command_line_train_one_network_and_one_of_them_writes_and_speaks(tmp_path, nodes):
+    outputs = two_processes(tmp_path, functools.partial(main, f"--num_nodes {nodes} {MAIN}", Spy), nodes)
+    check_processes(tmp_path)
+    check_run(tmp_path, *outputs)
+    two_processes(tmp_path, functools.partial(main, f"--num_nodes {nodes} --resume --max_epochs 9", Spy), nodes)
+    first, second = seen_in(tmp_path)
+    assert same(first["weights"], second["weights"])
+    assert not set(first["episodes"]) & set(second["episodes"])
+    assert load(last_of(tmp_path / RUN))["global_step"] == 9 * 13
+    assert [path.name for path in (tmp_path / "lightning_logs").iterdir()] == ["version_0"]
+    assert [step // 13 for step, _ in scalars(tmp_path / RUN)["val_reward"]] in ([3, 6, 9], [2, 5, 8])
+
+
+@pytest.mark.slow
+def test_two_nodes_under_torchrun_do_the_same(tmp_path):
     """Two "machines", which this one plays both, with a process each; their folder is a shared one."""
+    program = tmp_path / "spy.py"
+    program.write_text("import dqn_cartpole\nfrom test_lightning import Spy\nfrom helpers import main\n")
+    with program.open("a") as file:
+        file.write("import sys\nmain(' '.join(sys.argv[1:]), Spy)\n")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
     command += ["--master_addr=127.0.0.1", f"--master_port={port}"]
-    script = [str(folder / "spy.py"), "--num_nodes", "2", *flags]
-    how = {"cwd": folder, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": dict(os.environ)}
-    nodes = [subprocess.Popen([*command, f"--node_rank={rank}", *script], **how) for rank in range(2)]
-    done = []
-    for node in nodes:
-        output, errors = node.communicate(timeout=200)
-        assert node.returncode == 0, errors
-        done.append(subprocess.CompletedProcess(node.args, node.returncode, output, errors))
-    return done
-
-
-@pytest.fixture(scope="module")
-def nodes(tmp_path_factory) -> tuple[Path, list[subprocess.CompletedProcess[str]]]:
-    folder = tmp_path_factory.mktemp("nodes")
-    (folder / "spy.py").write_text(SPY + NODES)
-    return folder, torchrun(folder, "--max_epochs", "6", "--val_check_interval", "39")
-
-
-def test_two_nodes_under_torchrun_train_one_network_and_one_of_them_writes_and_speaks(nodes):
-    folder, (first, second) = nodes
-    check_processes(folder)
-    assert [path.name for path in (folder / "lightning_logs").iterdir()] == ["version_0"]
-    assert same(load(last_of(folder / RUN))["state_dict"], dict(seen_in(folder)[0]["weights"]))
-    assert first.stdout.count("test_reward: ") == first.stdout.count("step 39: val_reward") == 1
-    assert second.stdout == ""
+    how = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": dict(os.environ)}
+    flags = [str(program), "--num_nodes", "2", *MAIN.split()]
+    nodes = [subprocess.Popen([*command, f"--node_rank={rank}", *flags], **how) for rank in range(2)]
+    outputs = [node.communicate(timeout=200) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    check_processes(tmp_path)
+    check_run(tmp_path, *(output for output, _ in outputs))
 
 
 @pytest.mark.slow
-def test_a_run_of_two_nodes_goes_on(nodes):
-    folder, _ = nodes
-    torchrun(folder, "--resume", "--max_epochs", "9")
-    first, second = seen_in(folder)
-    assert same(dict(first["weights"]), dict(second["weights"]))
-    assert not set(first["episodes"]) & set(second["episodes"])
-    assert load(last_of(folder / RUN))["global_step"] == 9 * 13
-    assert [path.name for path in (folder / "lightning_logs").iterdir()] == ["version_0"]
-    steps = [step for step, _ in scalars(folder / RUN)["val_reward"]]
-    assert steps == sorted(set(steps))
-    assert len(steps) == 3
+def test_a_program_with_a_plain_trainer_starts_its_second_process(tmp_path):
+    program = tmp_path / "plain.py"
+    program.write_text("from test_lightning import train_plainly\ntrain_plainly()\n")
+    done = run_script(cwd=tmp_path, script=program)
+    assert done.returncode == 0, done.stderr
+    check_processes(tmp_path)
