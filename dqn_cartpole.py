@@ -349,7 +349,7 @@ class DQNLightning(pl.LightningModule):
     def make_env(self, **options: Any) -> gym.Env:
         """A new environment; `options` go to `gym.make`. Raises gym.error.Error if DQN cannot play it.
 
-        Arrays keep their shape. Discrete, Tuple and Dict spaces are flattened, Dict keys in alphabetical order.
+        Arrays keep their shape. Other spaces are flattened, a Dict by its keys (alphabetical if made from a dict).
         """
         unchecked = True if gym.__name__ == "gym" else None  # gym 0.26's checks fail with NumPy 2
         limit = self.hparams.episode_length
@@ -651,8 +651,9 @@ def program() -> str:
 
 def run_folder(resume: str | None) -> Path:  # type: ignore[return]
     """The folder of the run to resume, or a new lightning_logs/version_N, a different one for each concurrent run."""
-    if resume and Path(resume).resolve().parent.name == "checkpoints":  # else it was moved; continue in a new run
-        return Path(resume).resolve().parents[1]
+    folder = Path(resume or ".").resolve().parent
+    if resume and folder.name == "checkpoints" and folder.parent.name:  # else it was moved; continue in a new run
+        return folder.parent
     for version in itertools.count():
         run = Path("lightning_logs", f"version_{version}")
         with contextlib.suppress(FileExistsError):  # which tells that another run has it
@@ -664,11 +665,11 @@ def add_flags(group: Any, module: type[DQNLightning]) -> list[str]:
     """Add a flag for every argument with a default, of `module` and of the classes it extends; return their names."""
     arguments: dict[str, inspect.Parameter] = {}
     for base in reversed(module.__mro__):
-        if base not in pl.LightningModule.__mro__:
+        if base not in pl.LightningModule.__mro__ and "__init__" in vars(base):
             arguments |= inspect.signature(base, eval_str=True).parameters
     names = [name for name, argument in arguments.items() if argument.default is not argument.empty]
     for name in names:
-        kind, text = arguments[name].annotation, " "  # argparse shows a default only beside a help text
+        kind, text = arguments[name].annotation, name  # argparse shows a default only beside a help text
         if kind is inspect.Parameter.empty:
             kind = type(arguments[name].default)
         if get_origin(kind) is Annotated:
@@ -783,9 +784,8 @@ def main(args: argparse.Namespace) -> None:
     if not trainer.is_global_zero:
         return
 
-    print(
-        f"test_reward: {result['test_reward']:.2f} +/- {result['test_reward_std']:.2f} over {len(TEST_SEEDS)} episodes"
-    )
+    reward, spread = result["test_reward"], result["test_reward_std"]
+    print(f"test_reward: {reward:.2f} +/- {spread:.2f} over {len(TEST_SEEDS)} episodes")
     print(f"tensorboard --logdir lightning_logs\n{program()} --test {shlex.quote(best)}")
     if logger:
         logger.log_hyperparams({**args.dqn, **args.settings}, result, trainer.global_step)
@@ -794,9 +794,9 @@ def main(args: argparse.Namespace) -> None:
             logger.experiment.file_writer.add_summary(Summary(value=[Summary.Value(tag="agent", image=gif)]))
         except Exception as error:  # a failed film must not fail the run
             print(f"no film: {type(error).__name__}: {error}")
+        logger.finalize("success")
     if args.render:
-        for _ in play(model, "human"):
-            pass
+        list(play(model, "human"))  # in a window
 
 
 if __name__ == "__main__":
