@@ -142,13 +142,11 @@ def test_the_film_shows_the_agent_and_its_q_values(first):
         assert ImageChops.difference(shown[0].crop(part), shown[-1].crop(part)).getbbox()
 
 
-@pytest.mark.xfail(strict=False, reason="in one of six runs the process ends before the logger has written the film")
 def test_tensorboard_shows_the_film(first):
     (image,) = summaries(first.run).Images("agent")
     assert image.encoded_image_string == (first.run / "agent.gif").read_bytes()
 
 
-@pytest.mark.xfail(strict=True, reason="the logger is not flushed after the film, only when the process ends")
 def test_all_is_on_the_disk_when_main_returns(folder, monkeypatch):
     """A notebook goes on after the run, perhaps in another folder."""
     calls = []

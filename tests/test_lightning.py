@@ -138,12 +138,12 @@ class Noisy(torch.nn.Linear):
 
     def __init__(self, *sizes):
         super().__init__(*sizes)
-        self.noise = torch.zeros_like(self.weight)
+        self.noise = torch.ones_like(self.weight)
 
     def forward(self, x):
         if len(x) == 1:
-            self.noise = torch.randn_like(self.weight)
-        return torch.nn.functional.linear(x, self.weight * (1 + 0.1 * self.noise), self.bias)
+            self.noise = 1 + 0.1 * torch.randn_like(self.weight)
+        return torch.nn.functional.linear(x, self.weight * self.noise, self.bias)
 
 
 class NoisyDQN(DQNLightning):

@@ -26,11 +26,12 @@ def test_it_is_short_enough_to_be_finished():
     assert len(README.split()) <= 2500
 
 
-def test_every_command_line_is_read(folder, capsys):
+def test_every_command_line_is_read(folder, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     lines = re.findall(r"^    (?:.*&& )?python dqn_cartpole\.py ?(.*)$", README, re.MULTILINE)
     assert len(lines) >= 3
     for flags in lines:
-        flags = flags.replace("--gpus 1", "").split()
+        flags = flags.split()
         if not {"--resume", "--test"} & set(flags):
             dqn_cartpole.parse_args(flags)
             continue

@@ -83,7 +83,6 @@ class Both(Without, Slower):
         super().__init__(**kwargs)
 
 
-@pytest.mark.xfail(strict=True, reason="a class without an __init__ counts as if it redefined all that it inherits")
 def test_a_default_is_the_one_that_python_takes():
     assert Both().hparams.lr == 1e-4
     assert parse_args([], Both).lr == 1e-4
@@ -109,7 +108,6 @@ def test_help_is_in_its_own_words(capsys, monkeypatch):
         assert f"--{name}" in text
 
 
-@pytest.mark.xfail(strict=True, reason="argparse of Python 3.11 shows no default beside the help text ' '")
 def test_help_shows_the_default_of_an_argument_without_a_help_text(capsys):
     with pytest.raises(SystemExit):
         parse_args(["-h"], Mine)
