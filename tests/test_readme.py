@@ -98,7 +98,6 @@ def test_the_agent_of_ones_own_trains(tmp_path):
     assert "test_reward: " in done.stdout
 
 
-@pytest.mark.xfail(strict=False, reason="the README is being written again")
 def test_the_test_command_stands_where_ci_reads_it():
     command = "pip install -r requirements.txt -r tests/requirements.txt && python -m pytest tests"
     assert f"    {command}\n" in README

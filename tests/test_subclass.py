@@ -67,6 +67,16 @@ def test_the_flags_of_its_bases_are_there_too():
     assert ours == theirs | OWN | {"lr": 1e-3}  # the default that it redefines
 
 
+class Bare(Mixin, ImprovedDQN):
+    """Has no `__init__` of its own."""
+
+
+def test_the_arguments_of_a_mixin_are_saved(folder):
+    main(f"{SHORT} --mixed 7", Bare)
+    assert load(last_of(RUN))["hyper_parameters"]["mixed"] == 7
+    assert Bare.load_from_checkpoint(last_of(RUN), weights_only=True).hparams.n_step == 5
+
+
 class Slower(DQNLightning):
     def __init__(self, lr: float = 1e-4, **kwargs: Any) -> None:
         super().__init__(lr=lr, **kwargs)
