@@ -752,7 +752,6 @@ def main(args: argparse.Namespace) -> None:
         model = args.module(**args.dqn)
     except (gym.error.Error, ModuleNotFoundError) as error:
         args.parser.error(f"--env {args.env}: {error} (--env module:Name-v0 imports a module of your own first)")
-    model.save_hyperparameters(args.dqn)  # also those of a mixin, which Lightning does not find
     if args.batch_size * sum(weight.numel() for weight in model.net.parameters()) < 2**24:
         torch.set_num_threads(1)  # more threads slow a small network down
 

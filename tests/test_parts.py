@@ -307,21 +307,9 @@ class Bytes(SaysBytes):
         return self.observation_space.sample()
 
 
-class BytesFirst(SaysBytes):
-    """Floats, too, but zeros after a reset."""
-
-    def observe(self):
-        return super().observe() if self.taken else np.zeros(3, np.uint8)
-
-
-FIRST = pytest.mark.xfail(
-    strict=True, reason="the buffer's arrays have the dtype of the first state and truncate others"
-)
-
-
 @pytest.mark.parametrize(
     ("env_class", "dtype"),
-    [(SaysBytes, np.float32), pytest.param(BytesFirst, np.float32, marks=FIRST), (Bytes, np.uint8)],
+    [(SaysBytes, np.float32), (Bytes, np.uint8)],
 )
 def test_an_observation_keeps_its_values_and_its_spaces_dtype_where_that_can_hold_them(env_class, dtype):
     buffer, env = ReplayBuffer(50), env_class()

@@ -109,7 +109,6 @@ FAULTS = [
     ),
     ("lightning", "for logger in self.loggers:", "for logger in self.loggers[:1]:"),
     ("lightning", '        self.log("avg_reward", self.avg_reward', '        self.log("mean_score", self.avg_reward'),
-    ("subclass", "    model.save_hyperparameters(args.dqn)", "    pass"),
     ("subclass", ' and "__init__" in vars(base)', ""),
     ("subclass", "            kind = type(arguments[name].default)\n", "            pass\n"),
     ("subclass", 'options = {"action": argparse.BooleanOptionalAction}', "pass"),
