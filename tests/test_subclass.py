@@ -9,8 +9,8 @@ import torch
 from helpers import RUN, Toy, last_of, load, main, run_script, same, scalars
 from torch import nn
 
-import dqn_cartpole
 from dqn_cartpole import Agent, DQNLightning, ImprovedDQN, NStepBuffer, parse_args
+from tests.examples.one_simulator import OneSimulator
 
 SHORT = "--max_epochs 3 --warm_start_steps 300 --replay_size 400"
 
@@ -305,32 +305,13 @@ class Single(Toy):
 gym.register("Single-v0", Single)
 
 
-class OneInstance(ImprovedDQN):
-    """Evaluates in the training environment, one episode after the other."""
-
-    @torch.no_grad()
-    def play_episodes(self, seeds):
-        scores = torch.zeros(len(seeds))
-        for i, seed in enumerate(seeds.tolist()):
-            observation, over = self.env.reset(seed=seed)[0], False
-            while not over:
-                state = torch.as_tensor(dqn_cartpole.copy_observation(observation, self.env), device=self.device)
-                action = int(self(state.unsqueeze(0)).argmax())
-                observation, reward, terminated, truncated, _ = self.env.step(action)
-                scores[i] += float(reward)
-                over = terminated or truncated
-        self.agent.reset()  # the episode of training was cut
-        self.score = 0.0
-        return scores
-
-
 def test_play_episodes_where_only_one_instance_can_be_open(folder, capfd):
     with pytest.raises(RuntimeError, match="in use"):
         main(f"{SHORT} --env Single-v0")
-    main(f"{SHORT} --env Single-v0 --lr_schedule constant", OneInstance)
+    main(f"{SHORT} --env Single-v0 --lr_schedule constant", OneSimulator)
     assert "test_reward: 10.00 +/- 0.00 over 3 episodes" in capfd.readouterr().out
-    main("--resume --max_epochs 6", OneInstance)
-    main(f"{SHORT} --env Single-v0 --lr_schedule constant --max_epochs 6 --val_check_interval 39", OneInstance)
+    main("--resume --max_epochs 6", OneSimulator)
+    main(f"{SHORT} --env Single-v0 --lr_schedule constant --max_epochs 6 --val_check_interval 39", OneSimulator)
     resumed, straight = (load(last_of(RUN.with_name(f"version_{n}"))) for n in (1, 2))
     assert same(resumed["state_dict"], straight["state_dict"])
     assert same(resumed["agent"], straight["agent"])
@@ -338,6 +319,6 @@ def test_play_episodes_where_only_one_instance_can_be_open(folder, capfd):
 
 def test_play_episodes_one_after_the_other_gives_the_same_scores():
     torch.manual_seed(0)
-    one = OneInstance()
-    scores = one.play_episodes(torch.arange(5))
-    assert scores.tolist() == DQNLightning.play_episodes(one, torch.arange(5)).tolist()
+    one = OneSimulator()
+    torch.manual_seed(0)
+    assert one.play_episodes(torch.arange(5)).tolist() == ImprovedDQN().play_episodes(torch.arange(5)).tolist()
