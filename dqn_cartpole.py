@@ -242,9 +242,11 @@ def copy_observation(observation: Any, env: gym.Env) -> np.ndarray:
 class DQNLightning(pl.LightningModule):
     """The DQN algorithm as a LightningModule (article, "Lightning module"). Its arguments are flags, too.
 
-    `Trainer.fit` calls `on_fit_start`, which fills the replay buffer. Then each epoch is one sample of the buffer, from
-    `train_dataloader`. For each minibatch in it the Trainer calls `training_step`, then does the backward pass and the
-    optimizer's step. Every few epochs it calls `validation_step`.
+    `Trainer.fit` calls, in this order:
+        on_fit_start: fill the replay buffer with random steps
+        for each epoch, train_dataloader: draw a sample from the buffer
+            for each minibatch, training_step: act, compute the loss, update the target network; a gradient step follows
+            every few epochs, validation_step: play greedily
     """
 
     agent_class = Agent  # override it in a subclass
@@ -386,8 +388,7 @@ class DQNLightning(pl.LightningModule):
         if self.global_step % LOG_EVERY == 0:
             scalars |= {"reward": reward, "train_loss": loss.item(), "epsilon": self.epsilon}
             scalars["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-            with torch.no_grad():
-                scalars["q_mean"] = self.target_net(batch[0]).amax(1).mean().item()
+            scalars["q_mean"] = self.target_net(batch[0]).amax(1).mean().item()
         if scalars:
             for logger in self.loggers:  # directly: `self.log` at every step would cost more than learning
                 logger.log_metrics(scalars, step=self.global_step)
@@ -413,7 +414,6 @@ class DQNLightning(pl.LightningModule):
         scores = torch.cat([self.play_episodes(some) for some in seeds.split(len(VAL_SEEDS))])  # saves memory
         self.log_dict({"test_reward": scores.mean(), "test_reward_std": scores.std(correction=0)}, sync_dist=True)
 
-    @torch.no_grad()
     def play_episodes(self, seeds: torch.Tensor) -> torch.Tensor:
         """The score of a greedy episode for each of `seeds`, float32 (episodes,), all played side by side."""
         scores, over = [0.0] * len(seeds), [False] * len(seeds)
