@@ -7,14 +7,14 @@
 
 Part 1 is DQN as in the article that this file rebuilds: Donal Byrne, "En-Lightning Reinforcement Learning: Building a
 DQN with PyTorch Lightning" (2020, pytorchlightning.ai/blog). The algorithm is from Mnih et al., "Human-level control
-through deep reinforcement learning", Nature 518 (2015). Part 2 adds later improvements, in a subclass, the default.
-Part 3 runs the training. A subclass of your own, in its own file, can use all of it:
+through deep reinforcement learning", Nature 518 (2015). Part 2 adds later improvements, the default; for plain DQN give
+--n_step 1 --lr_schedule constant. Part 3 runs the training. Your own subclass, in its own file, can use all of it:
 
     from dqn_cartpole import ImprovedDQN, main, nn, parse_args
 
     class MyDQN(ImprovedDQN):
         def __init__(self, slope: float = 0.1, **kwargs):  # becomes the flag --slope
-            super().__init__(**kwargs)
+            super().__init__(**kwargs)  # keeps the slope in self.hparams and calls make_net
 
         def make_net(self):
             net = super().make_net()
@@ -244,7 +244,7 @@ class DQNLightning(pl.LightningModule):
 
     `Trainer.fit` calls, in this order:
         on_fit_start: fill the replay buffer with random steps
-        for each epoch, train_dataloader: draw a sample from the buffer
+        for each epoch, RLDataset: draw a sample from the buffer
             for each minibatch, training_step: act, compute the loss, update the target network; a gradient step follows
             every few epochs, validation_step: play greedily
     """
@@ -256,7 +256,7 @@ class DQNLightning(pl.LightningModule):
         env: Annotated[str, "id of the environment; module:Name-v0 imports the module first"] = "CartPole-v0",
         episode_length: Annotated[int | None, "time limit in steps; None: the environment's own"] = None,
         replay_size: Annotated[int, "capacity of the replay buffer"] = 5000,
-        warm_start_steps: Annotated[int, "random steps before training"] = 1000,
+        warm_start_steps: Annotated[int, "random steps before training, not counted"] = 1000,
         sample_size: Annotated[int, "experiences sampled for an epoch"] = 200,
         batch_size: Annotated[int, "experiences in a minibatch"] = 16,
         lr: Annotated[float, "learning rate"] = 5e-3,
@@ -285,7 +285,7 @@ class DQNLightning(pl.LightningModule):
         return self.net(x)
 
     def training_step(self, batch: Sequence[torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """One step of DQN (Mnih et al., algorithm 1); Lightning does the backward pass and Adam's step."""
+        """Act once, then compute the loss that moves Q(s, a) towards its target (Mnih et al., algorithm 1)."""
         reward, episode_over = self.agent.play_step(self.net, self.epsilon, self.device)
         loss = self.dqn_mse_loss(batch)
         self.sync_target()
@@ -303,7 +303,7 @@ class DQNLightning(pl.LightningModule):
         return self.losses(batch).mean()
 
     def losses(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The squared error of each experience in a minibatch, float32 (batch,)."""
+        """The error of each experience in a minibatch, squared by the `criterion`, float32 (batch,)."""
         states, actions, *_ = batch
         q_values = self.net(states).gather(1, actions.unsqueeze(1)).squeeze(1)
         with torch.no_grad():
@@ -329,7 +329,7 @@ class DQNLightning(pl.LightningModule):
         return torch.optim.Adam(self.net.parameters(), lr=self.hparams.lr, fused=True)  # fused is faster
 
     def train_dataloader(self) -> DataLoader:
-        """One sample of the replay buffer, in minibatches; new steps are first sampled in the next epoch."""
+        """Each pass over it is a new sample of the replay buffer, in minibatches; called once."""
         dataset = RLDataset(self.buffer, self.hparams.sample_size, self.hparams.batch_size)
         return DataLoader(dataset, batch_size=None)  # the dataset makes the minibatches
 
@@ -349,7 +349,7 @@ class DQNLightning(pl.LightningModule):
         self.agent.reset()
 
     def make_env(self, **options: Any) -> gym.Env:
-        """A new environment; `options` go to `gym.make`. Raises gym.error.Error if DQN cannot play it.
+        """A new environment, for training or evaluation; gym.error.Error if DQN cannot play it.
 
         Arrays keep their shape. Other spaces are flattened, a Dict by its keys (alphabetical if made from a dict).
         """
@@ -368,8 +368,8 @@ class DQNLightning(pl.LightningModule):
     def make_net(self) -> nn.Module:
         """The network: from observations (batch, *observation shape) to Q-values (batch, n_actions).
 
-        The agent acts in train mode, as noisy layers require. For BatchNorm or Dropout, override `get_action` with
-        `net.eval()` before and `net.train()` after it. To compile the network, return it after `net.compile()`.
+        The agent acts in train mode, as noisy layers require. For BatchNorm or Dropout call `net.eval()` before and
+        `net.train()` after `Agent.get_action`, in an `agent_class` of your own. To compile it, call `net.compile()`.
         """
         obs_size, n_actions = math.prod(self.env.observation_space.shape), int(self.env.action_space.n)
         return DQN(obs_size, n_actions, self.hparams.hidden_size, self.hparams.hidden_layers)
@@ -455,7 +455,7 @@ class DQNLightning(pl.LightningModule):
 
 
 class NStepBuffer(ReplayBuffer):
-    """A replay buffer whose experiences span `n_step` steps, so that rewards propagate faster.
+    """A replay buffer whose experiences span `n_step` steps: rewards propagate faster, if by an older policy's actions.
 
     An experience holds the state and the action of n steps ago, the discounted sum of the n rewards since, and the
     newest state (Sutton 1988; Hessel et al. 2018).
@@ -475,7 +475,7 @@ class NStepBuffer(ReplayBuffer):
             super().append(oldest._replace(reward=reward, done=experience.done, new_state=experience.new_state))
 
     def begin_episode(self) -> None:
-        """Drop the pending steps of a truncated episode: with fewer than n rewards, gamma^n is not their discount."""
+        """Drop the pending steps of a truncated episode: `td_targets` would discount them by gamma^n, too much."""
         self.pending.clear()
 
 
@@ -491,7 +491,7 @@ class ImprovedDQN(DQNLightning):
         tau: Annotated[float, "below 1: rate of soft updates of the target, at every step"] = 1.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)  # finds the five above too, and puts them into self.hparams
+        super().__init__(**kwargs)  # records all arguments in self.hparams, then calls make_env, make_net, make_buffer
         if clip_error is not None:
             self.criterion = nn.HuberLoss(reduction="none", delta=clip_error)
 
@@ -502,7 +502,7 @@ class ImprovedDQN(DQNLightning):
     def td_targets(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
         """n-step returns, second half: the new states are n steps later, so their values are discounted by gamma^n.
 
-        Double DQN: the online network selects the action, the target network evaluates it; one network overestimates.
+        Double DQN: the online network selects the action, the target network evaluates it; one for both overestimates.
         """
         _, _, rewards, dones, new_states = batch
         target_q_values = self.target_net(new_states)
@@ -587,7 +587,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         if not validated and epoch != trainer.max_epochs:
             return
         if not all(weight.isfinite().all() for weight in module.net.parameters()):
-            raise FloatingPointError(f"a weight is not finite at step {trainer.global_step}: try a lower --lr")
+            raise FloatingPointError(f"a weight is not finite at step {trainer.global_step}: start with a lower --lr")
         if validated and trainer.callback_metrics["val_reward"] >= self.best_reward:  # ties go to the newer
             self.best_reward = trainer.callback_metrics["val_reward"].item()
             self.save(trainer, "best.ckpt", weights_only=True)
@@ -690,8 +690,8 @@ def parse_args(argv: Sequence[str] | None = None, module: type[DQNLightning] = I
     add, add_either = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
     add("--gpus", type=int, default=0, help="GPUs to train on; 0: the CPU, -1: all")
     add("--num_nodes", type=int, default=1, help="machines to train on, under torchrun or srun")
-    add("--max_epochs", type=int, default=1200, help="epochs to train")
-    add("--val_check_interval", type=int, default=520, help="steps between validations, in whole epochs")
+    add("--max_epochs", type=int, default=1200, help="epochs to train, of sample_size / batch_size steps")
+    add("--val_check_interval", type=int, default=520, help="steps between validations, rounded up to epochs")
     add("--grad_clip", type=float, help="maximum gradient norm; None: no clipping")
     add("--seed", type=int, default=0, help="seed of all randomness")
     add("--render", action="store_true", help="show the trained agent playing, in a window")
@@ -702,8 +702,8 @@ def parse_args(argv: Sequence[str] | None = None, module: type[DQNLightning] = I
     args = parser.parse_args(argv)
     resume, step = args.resume, None
     if resume == "":
-        runs = Path("lightning_logs").glob("version_*")
-        resume = f"{max(runs, key=os.path.getmtime, default='lightning_logs/version_0')}/checkpoints/last.ckpt"
+        runs = sorted(Path("lightning_logs").glob("version_*"), key=lambda run: (len(run.name), run.name))
+        resume = f"{runs[-1] if runs else 'lightning_logs/version_0'}/checkpoints/last.ckpt"
     if path := resume or args.test:
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # never runs code from the file
@@ -714,11 +714,11 @@ def parse_args(argv: Sequence[str] | None = None, module: type[DQNLightning] = I
         if name != module.__name__:
             parser.error(f"{path} is a checkpoint of {name}, not of {module.__name__}")
         parser.set_defaults(**trained, **settings)
-        args = parser.parse_args(argv)
+        args = parser.parse_args(argv)  # again, now that the checkpoint's settings are the defaults
         fixed = trained | ({"seed": settings["seed"]} if resume else {})
-        for name in fixed:
-            if getattr(args, name) != fixed[name]:
-                parser.error(f"--{name} {getattr(args, name)}: {path} was trained with {fixed[name]}; leave it out")
+        for flag, value in fixed.items():
+            if getattr(args, flag) != value:
+                parser.error(f"--{flag} {getattr(args, flag)}: {path} was trained with {value}; leave it out")
 
     gpus = torch.cuda.device_count() or int(torch.backends.mps.is_available())
     if abs(args.gpus) > gpus:
@@ -757,7 +757,7 @@ def main(args: argparse.Namespace) -> None:
 
     logger: Any = False
     if not args.test:
-        run = run_folder(args.resume) if pl.utilities.rank_zero_only.rank == 0 else Path("only/rank 0 writes")
+        run = run_folder(args.resume) if pl.utilities.rank_zero_only.rank == 0 else Path("unused")
         logger = TensorBoardLogger(run.parent, "", run.name, default_hp_metric=False, purge_step=args.step)
         logger.log_hyperparams(args.settings)
     steps_per_epoch = math.ceil(args.sample_size / args.batch_size)
