@@ -790,7 +790,7 @@ def main(args: argparse.Namespace) -> None:
         logger.log_hyperparams({**args.dqn, **args.settings}, result, trainer.global_step)
         try:
             gif = Summary.Image(encoded_image_string=film(model, Path(logger.log_dir, "agent.gif")))
-            logger.experiment.file_writer.add_summary(Summary(value=[Summary.Value(tag="agent", image=gif)]))
+            logger.experiment.file_writer.add_summary(Summary(value=[Summary.Value(tag="video", image=gif)]))
         except Exception as error:  # a failed film must not fail the run
             print(f"no film: {type(error).__name__}: {error}")
         logger.finalize("success")

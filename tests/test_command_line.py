@@ -143,7 +143,7 @@ def test_the_film_shows_the_agent_and_its_q_values(first):
 
 
 def test_tensorboard_shows_the_film(first):
-    (image,) = summaries(first.run).Images("agent")
+    (image,) = summaries(first.run).Images("video")
     assert image.encoded_image_string == (first.run / "agent.gif").read_bytes()
 
 
