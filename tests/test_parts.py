@@ -656,3 +656,35 @@ def test_evaluation_does_not_touch_the_agents_episode():
     model.play_episodes(torch.arange(5))
     assert same(model.agent.state_dict(), state)
     assert len(model.buffer) == 0
+
+
+def test_evaluation_ends_at_the_time_limit():
+    assert DQNLightning(episode_length=5).play_episodes(torch.arange(3)).tolist() == [5, 5, 5]
+
+
+class WithDropout(DQNLightning):
+    def make_net(self):
+        return nn.Sequential(nn.Linear(4, 64), nn.Dropout(0.5), nn.Linear(64, 2))
+
+
+def test_targets_are_made_in_eval_mode():
+    model, states = WithDropout(), torch.randn(8, 4)
+    batch = (states, torch.zeros(8, dtype=torch.int64), torch.ones(8), torch.zeros(8, dtype=torch.bool), states)
+    assert torch.equal(model.td_targets(batch), model.td_targets(batch))
+    assert not torch.equal(model.net(states), model.net(states))  # the agent acts and learns in train mode
+
+
+class OnlineTargets(DQNLightning):
+    def td_targets(self, batch):
+        return self.net(batch[4]).amax(1)
+
+
+def test_no_gradient_flows_into_targets_of_ones_own():
+    model, states = OnlineTargets(), torch.randn(8, 4)
+    batch = (states, torch.zeros(8, dtype=torch.int64), torch.ones(8), torch.zeros(8, dtype=torch.bool), states)
+    model.losses(batch).mean().backward()
+    gradient = model.net.net[2].bias.grad.clone()
+    targets = model.td_targets(batch).detach()
+    model.zero_grad()
+    nn.functional.mse_loss(model.net(states)[:, 0], targets).backward()
+    torch.testing.assert_close(gradient, model.net.net[2].bias.grad)
