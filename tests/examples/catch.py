@@ -7,7 +7,7 @@ like the one below first imports the module before the colon.
     python dqn_cartpole.py --env tests.examples.catch:Catch-v0
 
 The game is from Mnih et al., "Recurrent models of visual attention" (2014).
-Measured: see tests/benchmarks/RESULTS.md
+Measured: not yet with this version of the file
 """
 
 from typing import Any

@@ -3,7 +3,7 @@
     python -m tests.examples.count_bonus --env MountainCar-v0
 
 The agent learns from rewards with the bonus; the curves show them without it.
-Measured: see tests/benchmarks/RESULTS.md
+Measured: not yet with this version of the file
 """
 
 import math

@@ -4,7 +4,7 @@
     python -m tests.examples.minimal --resume lightning_logs/version_0/checkpoints/last.ckpt
 
 The checkpoints are Lightning's own.
-Measured: see tests/benchmarks/RESULTS.md
+Measured: not yet with this version of the file
 """
 
 import argparse

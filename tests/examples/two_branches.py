@@ -6,7 +6,7 @@ are the cart and the pole; with a camera and a speed one branch would be a convo
 
     python -m tests.examples.two_branches
 
-Measured: see tests/benchmarks/RESULTS.md
+Measured: not yet with this version of the file
 """
 
 from typing import Any
