@@ -2,7 +2,7 @@
 
     python dqn_cartpole.py                  # on the CPU; with --gpus 1 on a GPU
     tensorboard --logdir lightning_logs     # watch it learn
-    python dqn_cartpole.py --resume         # continue bit for bit after Ctrl-C, a crash or a kill
+    python dqn_cartpole.py --resume         # after Ctrl-C, a crash or a kill: continue as if nothing had happened
     python dqn_cartpole.py --help           # every setting and its default
 
 Part 1 is DQN as in the article that this file rebuilds: Donal Byrne, "En-Lightning Reinforcement Learning: Building a
@@ -10,16 +10,15 @@ DQN with PyTorch Lightning" (2020, pytorchlightning.ai/blog). The algorithm is f
 through deep reinforcement learning", Nature 518 (2015). Part 2 adds later improvements, the default; for plain DQN give
 --n_step 1 --lr_schedule constant. Part 3 runs the training. Your own subclass, in its own file, can use all of it:
 
-    from dqn_cartpole import ImprovedDQN, main, nn, parse_args
+    from torch import nn
+    from dqn_cartpole import ImprovedDQN, main, parse_args
 
     class MyDQN(ImprovedDQN):
-        def __init__(self, slope: float = 0.1, **kwargs):  # becomes the flag --slope
-            super().__init__(**kwargs)  # keeps the slope in self.hparams and calls make_net
+        def __init__(self, width: int = 64, **kwargs):  # becomes the flag --width
+            super().__init__(**kwargs)  # saves all arguments, width too, in self.hparams; then calls make_net
 
         def make_net(self):
-            net = super().make_net()
-            net.net[1] = nn.LeakyReLU(self.hparams.slope)
-            return net
+            return nn.Sequential(nn.Linear(4, self.hparams.width), nn.Tanh(), nn.Linear(self.hparams.width, 2))
 
     main(parse_args(module=MyDQN))
 """
@@ -45,7 +44,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageOps
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -65,11 +64,11 @@ LOG_EVERY = 50  # logging interval of per-step metrics
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Part 1: DQN
+# Part 1: DQN. On a first reading skip each state_dict and load_state_dict: they are for --resume.
 
 
 class DQN(nn.Module):
-    """Multilayer perceptron that estimates the Q-value of every action in a state (article, "Model").
+    """The network: it estimates the Q-value of every action in a state (article, "Model").
 
     The return is the sum of the future rewards, each reward k steps ahead weighted by gamma^k. The Q-value of an action
     is the expected return of taking it and acting optimally afterwards. `obs_size` is the size of a flattened
@@ -88,7 +87,7 @@ class DQN(nn.Module):
         return self.net(x.flatten(1).float())
 
 
-# One step in the environment. `done` means terminated: the pole fell, and no reward follows.
+# One step in the environment. `done` means terminated (in CartPole: the pole fell), so that no reward follows.
 Experience = namedtuple("Experience", ["state", "action", "reward", "done", "new_state"])
 
 
@@ -150,7 +149,8 @@ class ReplayBuffer:
 class RLDataset(IterableDataset):
     """Each pass over this dataset is a new sample of `sample_size` experiences from `buffer` (article, "Dataset").
 
-    It yields minibatches of `batch_size`, as tensors; by default single experiences, as in the article.
+    It yields minibatches of `batch_size`, as tensors; by default single experiences, as in the article. (Mnih et al.
+    draw each minibatch anew. Here one sample serves for a few steps, which make an epoch of Lightning's.)
     """
 
     def __init__(self, buffer: ReplayBuffer, sample_size: int = 200, batch_size: int | None = None) -> None:
@@ -235,13 +235,12 @@ class Agent:
 def copy_observation(observation: Any, env: gym.Env) -> np.ndarray:
     """A copy of `observation`, which `env` may reuse, in the dtype of its space; float64 becomes float32."""
     array = np.array(observation)
-    dtype = np.result_type(array, env.observation_space.dtype)  # wider if the space's own cannot hold it
+    dtype = np.result_type(array, env.observation_space.dtype)  # some return a wider one than they declare
     return array.astype(np.float32 if dtype == np.float64 else dtype, copy=False)
 
 
 class DQNLightning(pl.LightningModule):
-    """The DQN algorithm as a LightningModule (article, "Lightning module"). Its arguments are flags, too.
-
+    """The DQN algorithm, as a LightningModule (article). Each argument is a flag, too; `Annotated` has its help text.
     `Trainer.fit` calls, in this order:
         on_fit_start: fill the replay buffer with random steps
         for each epoch, RLDataset: draw a sample from the buffer
@@ -266,14 +265,14 @@ class DQNLightning(pl.LightningModule):
         hidden_layers: Annotated[int, "hidden layers"] = 1,
         eps_start: Annotated[float, "initial epsilon, the probability of a random action"] = 0.7,
         eps_end: Annotated[float, "final epsilon"] = 0.02,
-        eps_last_frame: Annotated[int, "steps of the epsilon decay; 15600 is the default run"] = 15600,
+        eps_last_frame: Annotated[int, "steps of the epsilon decay (the default run has 15600)"] = 15600,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()  # sets self.hparams (a subclass's arguments too), which the methods below read
+        self.save_hyperparameters()  # in self.hparams: the arguments of this __init__, and of a subclass's own
+        buffer_seed, agent_seed = torch.randint(2**62, (2,)).tolist()  # determined by --seed
         self.env = self.make_env()
         self.net = self.make_net()
         self.target_net = copy.deepcopy(self.net).requires_grad_(False).eval()
-        buffer_seed, agent_seed = torch.randint(2**62, (2,)).tolist()  # determined by --seed
         self.buffer = self.make_buffer(buffer_seed)
         self.agent = self.agent_class(self.env, self.buffer, agent_seed)
         self.criterion: nn.Module = nn.MSELoss(reduction="none")
@@ -299,12 +298,12 @@ class DQNLightning(pl.LightningModule):
         return self.hparams.eps_start + progress * (self.hparams.eps_end - self.hparams.eps_start)
 
     def dqn_mse_loss(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Mean squared error between Q(s, a) and its target over a minibatch (article, "Loss")."""
+        """The mean of the `losses` of a minibatch, which are squared errors here (article, "Loss")."""
         return self.losses(batch).mean()
 
     def losses(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The error of each experience in a minibatch, squared by the `criterion`, float32 (batch,)."""
-        states, actions, *_ = batch
+        """The loss of each experience, float32 (batch,): not averaged yet, so that a subclass can weight them."""
+        states, actions = batch[:2]
         q_values = self.net(states).gather(1, actions.unsqueeze(1)).squeeze(1)
         with torch.no_grad():
             targets = self.td_targets(batch)
@@ -316,7 +315,7 @@ class DQNLightning(pl.LightningModule):
         The target network is a copy that lags behind. Targets from the online network, `net`, would move with every
         update: it would chase its own tail.
         """
-        _, _, rewards, dones, new_states = batch
+        rewards, dones, new_states = batch[2:5]
         next_values = self.target_net(new_states).amax(1).masked_fill(dones, 0.0)  # a terminal state has no future
         return rewards + self.hparams.gamma * next_values
 
@@ -334,8 +333,8 @@ class DQNLightning(pl.LightningModule):
         return DataLoader(dataset, batch_size=None)  # the dataset makes the minibatches
 
     def on_fit_start(self) -> None:
-        """Fill the buffer with random steps; a resumed run has restored it."""
-        if self.global_rank > 0:  # each process plays different episodes
+        """Fill the buffer with random steps, unless the run is resumed, which has restored it."""
+        if self.global_rank > 0:  # with several processes, each plays different episodes
             for part in (self.agent, self.buffer):
                 part.rng = np.random.Generator(part.rng.bit_generator.jumped(self.global_rank))
             self.agent.reset()
@@ -351,13 +350,13 @@ class DQNLightning(pl.LightningModule):
     def make_env(self, **options: Any) -> gym.Env:
         """A new environment, for training or evaluation; gym.error.Error if DQN cannot play it.
 
-        Arrays keep their shape. Other spaces are flattened, a Dict by its keys (alphabetical if made from a dict).
+        Array observations keep their shape. Others are flattened, a Dict by its keys, which Gymnasium sorts by name.
         """
         unchecked = True if gym.__name__ == "gym" else None  # gym 0.26's checks fail with NumPy 2
         limit = self.hparams.episode_length
         env = gym.make(self.hparams.env, max_episode_steps=limit, disable_env_checker=unchecked, **options)
         if not env.observation_space.shape:
-            with contextlib.suppress(NotImplementedError):  # a space that cannot be flattened is refused below
+            with contextlib.suppress(NotImplementedError):  # what cannot be flattened is refused below
                 env = gym.wrappers.FlattenObservation(env)
         if env.observation_space.shape is None:
             raise gym.error.Error(f"its observations have no fixed size: {env.observation_space}")
@@ -368,8 +367,7 @@ class DQNLightning(pl.LightningModule):
     def make_net(self) -> nn.Module:
         """The network: from observations (batch, *observation shape) to Q-values (batch, n_actions).
 
-        The agent acts in train mode, as noisy layers require. For BatchNorm or Dropout call `net.eval()` before and
-        `net.train()` after `Agent.get_action`, in an `agent_class` of your own. To compile it, call `net.compile()`.
+        The agent acts with it in train mode, as noisy layers require, so that Dropout would act there, too.
         """
         obs_size, n_actions = math.prod(self.env.observation_space.shape), int(self.env.action_space.n)
         return DQN(obs_size, n_actions, self.hparams.hidden_size, self.hparams.hidden_layers)
@@ -407,11 +405,11 @@ class DQNLightning(pl.LightningModule):
     def validation_step(self, seeds: torch.Tensor, batch_idx: int) -> None:
         """Play greedily; the mean score, `val_reward`, decides which checkpoint is the best."""
         self.log("val_reward", self.play_episodes(seeds).mean(), sync_dist=True)
-        self.log("avg_reward", self.avg_reward, sync_dist=True, logger=False)  # for callbacks such as EarlyStopping
+        self.log("avg_reward", self.avg_reward, sync_dist=True, logger=False)  # so that a callback can monitor it
 
     def test_step(self, seeds: torch.Tensor, batch_idx: int) -> None:
         """Play greedily; `test_reward` is the mean score, `test_reward_std` its standard deviation."""
-        scores = torch.cat([self.play_episodes(some) for some in seeds.split(len(VAL_SEEDS))])  # saves memory
+        scores = torch.cat([self.play_episodes(some) for some in seeds.split(20)])  # 20 environments at a time
         self.log_dict({"test_reward": scores.mean(), "test_reward_std": scores.std(correction=0)}, sync_dist=True)
 
     def play_episodes(self, seeds: torch.Tensor) -> torch.Tensor:
@@ -429,8 +427,7 @@ class DQNLightning(pl.LightningModule):
                         scores[i] += float(reward)
                         over[i] = bool(terminated or truncated)
                 if all(over):
-                    return torch.tensor(scores)
-        warnings.warn(f"stopped an episode after {EVAL_STEPS:,} steps: see --episode_length", stacklevel=2)
+                    break
         return torch.tensor(scores)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -455,19 +452,19 @@ class DQNLightning(pl.LightningModule):
 
 
 class NStepBuffer(ReplayBuffer):
-    """A replay buffer whose experiences span `n_step` steps: rewards propagate faster, if by an older policy's actions.
+    """A replay buffer whose experiences span `n_step` steps (Sutton 1988; Hessel et al. 2018).
 
-    An experience holds the state and the action of n steps ago, the discounted sum of the n rewards since, and the
-    newest state (Sutton 1988; Hessel et al. 2018).
+    An experience holds a state, the action taken there, the discounted sum of the n rewards that followed, and the
+    state after them. Rewards propagate faster, though the later actions are those of an older policy.
     """
 
     def __init__(self, capacity: int, n_step: int, gamma: float, seed: int | None = None) -> None:
         super().__init__(capacity, seed)
         self.n_step, self.gamma = n_step, gamma
-        self.pending: list[Experience] = []  # the last steps of this episode, with fewer than n rewards so far
+        self.pending: list[Experience] = []  # the last steps of this episode; on resume, the agent's replay refills it
 
     def append(self, experience: Experience) -> None:
-        """Store the step of n steps ago; on termination store all pending steps, since no reward follows."""
+        """Store the oldest pending step once n rewards are there; on termination all, since no reward follows."""
         self.pending.append(experience)
         while len(self.pending) == self.n_step or (experience.done and self.pending):
             reward = sum(self.gamma**k * step.reward for k, step in enumerate(self.pending))
@@ -491,7 +488,7 @@ class ImprovedDQN(DQNLightning):
         tau: Annotated[float, "below 1: rate of soft updates of the target, at every step"] = 1.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)  # records all arguments in self.hparams, then calls make_env, make_net, make_buffer
+        super().__init__(**kwargs)  # saves all arguments, these too, in self.hparams; then calls make_buffer
         if clip_error is not None:
             self.criterion = nn.HuberLoss(reduction="none", delta=clip_error)
 
@@ -502,9 +499,10 @@ class ImprovedDQN(DQNLightning):
     def td_targets(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
         """n-step returns, second half: the new states are n steps later, so their values are discounted by gamma^n.
 
-        Double DQN: the online network selects the action, the target network evaluates it; one for both overestimates.
+        Double DQN: the online network selects the next action, the target network evaluates it. Using one for both
+        overestimates the values.
         """
-        _, _, rewards, dones, new_states = batch
+        rewards, dones, new_states = batch[2:5]
         target_q_values = self.target_net(new_states)
         q_values = self.net(new_states) if self.hparams.double_dqn else target_q_values
         next_values = target_q_values.gather(1, q_values.argmax(1, keepdim=True)).squeeze(1).masked_fill(dones, 0.0)
@@ -525,7 +523,7 @@ class ImprovedDQN(DQNLightning):
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)]
 
     def lr_factor(self, epoch: int) -> float:
-        """Multiplier of `lr`, from 1 to 0 over the run unless it is constant."""
+        """Multiplier of `lr` after an epoch: unless constant, it falls from 1 to 0 over the steps of the run."""
         progress = min(1.0, self.global_step / self.trainer.estimated_stepping_batches)
         factors = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
         return factors[self.hparams.lr_schedule]
@@ -617,28 +615,25 @@ class Checkpoints(pl.callbacks.Checkpoint):
 
 
 @torch.no_grad()
-def play(model: DQNLightning, render_mode: str) -> Iterator[tuple[gym.Env, list[float]]]:
-    """Play the first test episode greedily ("human": in a window); yield environment and Q-values before each step."""
+def play(model: DQNLightning, render_mode: str) -> Iterator[gym.Env]:
+    """Play the first test episode greedily ("human": in a window); yield the environment before each step."""
     model.eval()
     with model.make_env(render_mode=render_mode) as env:
         observation, _ = env.reset(seed=TEST_SEEDS[0])
         for _ in range(EVAL_STEPS):
+            yield env
             state = torch.as_tensor(copy_observation(observation, env), device=model.device)
-            q_values = model(state.unsqueeze(0))[0]
-            yield env, q_values.tolist()
-            observation, _, terminated, truncated, _ = env.step(int(q_values.argmax()))
+            observation, _, terminated, truncated, _ = env.step(int(model(state.unsqueeze(0)).argmax()))
             if terminated or truncated:
                 return
 
 
 def film(model: DQNLightning, path: Path, steps: int = 1000) -> bytes:
-    """Write the episode, with its Q-values, as an animated GIF."""
+    """Write the episode as an animated GIF, every other frame of it."""
     frames = []
-    for env, q_values in itertools.islice(play(model, "rgb_array"), 0, steps, 2):  # every other frame
-        frame = ImageOps.contain(Image.fromarray(env.render()), (300, 300))
-        ImageDraw.Draw(frame).text((5, 5), "Q " + ", ".join(f"{q:.1f}" for q in q_values), fill="black")
-        frames.append(frame.quantize(32))
-    pause = 2000 / env.metadata.get("render_fps", 30)  # milliseconds
+    for env in itertools.islice(play(model, "rgb_array"), 0, steps, 2):
+        frames.append(ImageOps.contain(Image.fromarray(env.render()), (300, 300)).quantize(32))
+    pause = 2 * 1000 / env.metadata.get("render_fps", 30)  # milliseconds
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=pause, loop=0)
     return path.read_bytes()
 
@@ -707,12 +702,12 @@ def parse_args(argv: Sequence[str] | None = None, module: type[DQNLightning] = I
     if path := resume or args.test:
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # never runs code from the file
-            trained, name, step = checkpoint["hyper_parameters"], checkpoint["class"], checkpoint["global_step"]
+            trained, owner, step = checkpoint["hyper_parameters"], checkpoint["class"], checkpoint["global_step"]
             settings = checkpoint["callbacks"]["Checkpoints"]["settings"] if resume else {}
         except Exception as error:
             parser.error(f"{path}: --resume needs a last.ckpt, --test that or a best.ckpt ({type(error).__name__})")
-        if name != module.__name__:
-            parser.error(f"{path} is a checkpoint of {name}, not of {module.__name__}")
+        if owner != module.__name__:
+            parser.error(f"{path} is a checkpoint of {owner}, not of {module.__name__}")
         parser.set_defaults(**trained, **settings)
         args = parser.parse_args(argv)  # again, now that the checkpoint's settings are the defaults
         fixed = trained | ({"seed": settings["seed"]} if resume else {})
@@ -720,6 +715,15 @@ def parse_args(argv: Sequence[str] | None = None, module: type[DQNLightning] = I
             if getattr(args, flag) != value:
                 parser.error(f"--{flag} {getattr(args, flag)}: {path} was trained with {value}; leave it out")
 
+    check(args, parser)
+    args.parser, args.module, args.resume, args.step = parser, module, resume, step
+    args.dqn = {name: getattr(args, name) for name in names}
+    args.settings = {name: getattr(args, name) for name in ("seed", "max_epochs", "val_check_interval", "grad_clip")}
+    return args
+
+
+def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Refuse settings that cannot work, and say which."""
     gpus = torch.cuda.device_count() or int(torch.backends.mps.is_available())
     if abs(args.gpus) > gpus:
         parser.error(f"--gpus {args.gpus}: the number of visible GPUs is {gpus}; --gpus 0 is the CPU")
@@ -729,14 +733,10 @@ def parse_args(argv: Sequence[str] | None = None, module: type[DQNLightning] = I
     n_step = getattr(args, "n_step", 1)
     if args.episode_length is not None and args.episode_length < n_step:
         parser.error(f"--episode_length {args.episode_length}: shorter than --n_step {n_step}; try --n_step 1")
-    most = min(args.replay_size, args.warm_start_steps + 1 - n_step)
+    most = min(args.replay_size, args.warm_start_steps + 1 - n_step)  # the last n - 1 steps are still pending
     if not args.batch_size <= args.sample_size <= most:
         bounds = f"--batch_size and {most}, which --warm_start_steps and --replay_size allow"
         parser.error(f"--sample_size {args.sample_size}: must lie between {bounds}")
-    args.parser, args.module, args.resume, args.step = parser, module, resume, step
-    args.dqn = {name: getattr(args, name) for name in names}
-    args.settings = {name: getattr(args, name) for name in ("seed", "max_epochs", "val_check_interval", "grad_clip")}
-    return args
 
 
 def main(args: argparse.Namespace) -> None:
@@ -745,7 +745,7 @@ def main(args: argparse.Namespace) -> None:
     warnings.filterwarnings("ignore", f".*({expected})")  # warnings about deliberate choices
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     if not args.render:
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # a film needs no display
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # the film needs no display
 
     pl.seed_everything(args.seed, verbose=False)
     try:

@@ -644,10 +644,9 @@ def test_training_accepts_whole_numbers_for_terminated():
     assert model.buffer.sample(210).done.sum() == 200 / 10 + 1  # the first episode of training begins anew
 
 
-def test_an_evaluation_that_does_not_end_is_cut_and_says_how_to_cut_it_sooner(monkeypatch):
+def test_an_evaluation_that_does_not_end_is_cut(monkeypatch):
     monkeypatch.setattr(dqn_cartpole, "EVAL_STEPS", 40)
-    with pytest.warns(UserWarning, match=r"\b40 steps.*--episode_length"):
-        assert DQNLightning("Endless-v0").play_episodes(torch.arange(2)).tolist() == [40, 40]
+    assert DQNLightning("Endless-v0").play_episodes(torch.arange(2)).tolist() == [40, 40]
 
 
 def test_evaluation_does_not_touch_the_agents_episode():
