@@ -241,6 +241,7 @@ def copy_observation(observation: Any, env: gym.Env) -> np.ndarray:
 
 class DQNLightning(pl.LightningModule):
     """The DQN algorithm, as a LightningModule (article). Each argument is a flag, too; `Annotated` has its help text.
+
     `Trainer.fit` calls, in this order:
         on_fit_start: fill the replay buffer with random steps
         for each epoch, RLDataset: draw a sample from the buffer
