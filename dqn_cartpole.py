@@ -270,10 +270,10 @@ class DQNLightning(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()  # in self.hparams: the arguments of this __init__, and of a subclass's own
-        buffer_seed, agent_seed = torch.randint(2**62, (2,)).tolist()  # determined by --seed
         self.env = self.make_env()
         self.net = self.make_net()
         self.target_net = copy.deepcopy(self.net).requires_grad_(False).eval()
+        buffer_seed, agent_seed = torch.randint(2**62, (2,)).tolist()  # determined by --seed
         self.buffer = self.make_buffer(buffer_seed)
         self.agent = self.agent_class(self.env, self.buffer, agent_seed)
         self.criterion: nn.Module = nn.MSELoss(reduction="none")
