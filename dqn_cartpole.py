@@ -1,14 +1,16 @@
 """Train a Deep Q-Network (DQN) on CartPole with PyTorch Lightning.
 
+    pip install -r requirements.txt
     python dqn_cartpole.py                  # on the CPU; with --gpus 1 on a GPU
     tensorboard --logdir lightning_logs     # watch it learn
-    python dqn_cartpole.py --resume         # after Ctrl-C, a crash or a kill: continue as if nothing had happened
+    python dqn_cartpole.py --resume         # after Ctrl-C, a crash or a kill: continue from the last validation
     python dqn_cartpole.py --help           # every setting and its default
+    python dqn_cartpole.py --n_step 1 --lr_schedule constant    # plain DQN: part 1 of this file
 
 Part 1 is DQN as in the article that this file rebuilds: Donal Byrne, "En-Lightning Reinforcement Learning: Building a
 DQN with PyTorch Lightning" (2020, pytorchlightning.ai/blog). The algorithm is from Mnih et al., "Human-level control
-through deep reinforcement learning", Nature 518 (2015). Part 2 adds later improvements, the default; for plain DQN give
---n_step 1 --lr_schedule constant. Part 3 runs the training. Your own subclass, in its own file, can use all of it:
+through deep reinforcement learning", Nature 518 (2015). Part 2 adds later improvements, two of them on by default.
+Part 3 runs the training. Your own subclass, in a file of its own, can use all of it:
 
     from torch import nn
     from dqn_cartpole import ImprovedDQN, main, parse_args
@@ -18,7 +20,9 @@ through deep reinforcement learning", Nature 518 (2015). Part 2 adds later impro
             super().__init__(**kwargs)  # saves all arguments, width too, in self.hparams; then calls make_net
 
         def make_net(self):
-            return nn.Sequential(nn.Linear(4, self.hparams.width), nn.Tanh(), nn.Linear(self.hparams.width, 2))
+            obs_size, n_actions = self.env.observation_space.shape[0], self.env.action_space.n
+            hidden = nn.Linear(obs_size, self.hparams.width)
+            return nn.Sequential(hidden, nn.Tanh(), nn.Linear(self.hparams.width, n_actions))
 
     main(parse_args(module=MyDQN))
 """
@@ -57,7 +61,7 @@ try:
 except ModuleNotFoundError:  # gym 0.26, the last release before Gymnasium took over, has the same interface
     import gym
 
-# Fixed seeds make checkpoints comparable; training uses other seeds.
+# Every validation has the same seeds, to compare checkpoints. The best of many is flattered, so the test has others.
 VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), range(2000, 2**31)
 EVAL_STEPS = 10_000  # step limit of an episode in validation or test
 LOG_EVERY = 50  # logging interval of per-step metrics
@@ -68,7 +72,7 @@ LOG_EVERY = 50  # logging interval of per-step metrics
 
 
 class DQN(nn.Module):
-    """The network: it estimates the Q-value of every action in a state (article, "Model").
+    """The network only; the algorithm is `DQNLightning`. It estimates the Q-value of every action (article, "Model").
 
     The return is the sum of the future rewards, each reward k steps ahead weighted by gamma^k. The Q-value of an action
     is the expected return of taking it and acting optimally afterwards. `obs_size` is the size of a flattened
@@ -149,8 +153,8 @@ class ReplayBuffer:
 class RLDataset(IterableDataset):
     """Each pass over this dataset is a new sample of `sample_size` experiences from `buffer` (article, "Dataset").
 
-    It yields minibatches of `batch_size`, as tensors; by default single experiences, as in the article. (Mnih et al.
-    draw each minibatch anew. Here one sample serves for a few steps, which make an epoch of Lightning's.)
+    It yields minibatches of `batch_size` as tensors; by default single experiences, as in the article. Mnih et al. draw
+    each minibatch anew; here all minibatches of an epoch (13, the last with 8) are cut from one sample.
     """
 
     def __init__(self, buffer: ReplayBuffer, sample_size: int = 200, batch_size: int | None = None) -> None:
@@ -233,9 +237,9 @@ class Agent:
 
 
 def copy_observation(observation: Any, env: gym.Env) -> np.ndarray:
-    """A copy of `observation`, which `env` may reuse, in the dtype of its space; float64 becomes float32."""
+    """A copy of `observation`, which `env` may reuse, in a dtype fit for it and its space; float64 becomes float32."""
     array = np.array(observation)
-    dtype = np.result_type(array, env.observation_space.dtype)  # some return a wider one than they declare
+    dtype = np.result_type(array, env.observation_space.dtype)
     return array.astype(np.float32 if dtype == np.float64 else dtype, copy=False)
 
 
@@ -266,7 +270,7 @@ class DQNLightning(pl.LightningModule):
         hidden_layers: Annotated[int, "hidden layers"] = 1,
         eps_start: Annotated[float, "initial epsilon, the probability of a random action"] = 0.7,
         eps_end: Annotated[float, "final epsilon"] = 0.02,
-        eps_last_frame: Annotated[int, "steps of the epsilon decay (the default run has 15600)"] = 15600,
+        eps_last_frame: Annotated[int, "steps of the epsilon decay; adapt it to the run's length"] = 15600,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()  # in self.hparams: the arguments of this __init__, and of a subclass's own
@@ -284,7 +288,7 @@ class DQNLightning(pl.LightningModule):
         """Q-values, float32 (batch, n_actions), of the observations `x` (batch, *observation shape)."""
         return self.net(x)
 
-    def training_step(self, batch: Sequence[torch.Tensor], batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: Experience, batch_idx: int) -> torch.Tensor:
         """Act once, then compute the loss that moves Q(s, a) towards its target (Mnih et al., algorithm 1)."""
         reward, episode_over = self.agent.play_step(self.net, self.epsilon, self.device)
         loss = self.dqn_mse_loss(batch)
@@ -298,27 +302,25 @@ class DQNLightning(pl.LightningModule):
         progress = min(1.0, self.global_step / self.hparams.eps_last_frame)
         return self.hparams.eps_start + progress * (self.hparams.eps_end - self.hparams.eps_start)
 
-    def dqn_mse_loss(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
+    def dqn_mse_loss(self, batch: Experience) -> torch.Tensor:
         """The mean of the `losses` of a minibatch, which are squared errors here (article, "Loss")."""
         return self.losses(batch).mean()
 
-    def losses(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
+    def losses(self, batch: Experience) -> torch.Tensor:
         """The loss of each experience, float32 (batch,): not averaged yet, so that a subclass can weight them."""
-        states, actions = batch[:2]
-        q_values = self.net(states).gather(1, actions.unsqueeze(1)).squeeze(1)
+        q_values = self.net(batch.state).gather(1, batch.action.unsqueeze(1)).squeeze(1)
         with torch.no_grad():
             targets = self.td_targets(batch)
         return self.criterion(q_values, targets)
 
-    def td_targets(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
-        """r + gamma * max_a' Q_target(s', a') for each experience in a minibatch, float32 (batch,).
+    def td_targets(self, batch: Experience) -> torch.Tensor:
+        """What Q(s, a) should be, seen one step later: r + gamma * max_a' Q_target(s', a'), float32 (batch,).
 
-        The target network is a copy that lags behind. Targets from the online network, `net`, would move with every
-        update: it would chase its own tail.
+        Taking an estimate for the rest of the return is called bootstrapping. The target network, which gives it, is a
+        copy that lags behind: if every update moved the targets too, the network would chase its own tail.
         """
-        rewards, dones, new_states = batch[2:5]
-        next_values = self.target_net(new_states).amax(1).masked_fill(dones, 0.0)  # a terminal state has no future
-        return rewards + self.hparams.gamma * next_values
+        next_values = self.target_net(batch.new_state).amax(1)
+        return batch.reward + self.hparams.gamma * next_values.masked_fill(batch.done, 0.0)  # no future after the end
 
     def sync_target(self) -> None:
         """Copy the weights to the target network every `sync_rate` steps."""
@@ -368,7 +370,7 @@ class DQNLightning(pl.LightningModule):
     def make_net(self) -> nn.Module:
         """The network: from observations (batch, *observation shape) to Q-values (batch, n_actions).
 
-        The agent acts with it in train mode, as noisy layers require, so that Dropout would act there, too.
+        The agent acts with it in train mode, which noisy layers need; so avoid Dropout.
         """
         obs_size, n_actions = math.prod(self.env.observation_space.shape), int(self.env.action_space.n)
         return DQN(obs_size, n_actions, self.hparams.hidden_size, self.hparams.hidden_layers)
@@ -376,8 +378,8 @@ class DQNLightning(pl.LightningModule):
     def make_buffer(self, seed: int) -> ReplayBuffer:
         return ReplayBuffer(self.hparams.replay_size, seed)
 
-    def log_step(self, reward: float, episode_over: bool, loss: torch.Tensor, batch: Sequence[torch.Tensor]) -> None:
-        """Log the score of an episode that ends and, every `LOG_EVERY` steps, per-step metrics."""
+    def log_step(self, reward: float, episode_over: bool, loss: torch.Tensor, batch: Experience) -> None:
+        """Keep the score. Log that of an episode that ends and, every `LOG_EVERY` steps, per-step metrics."""
         scalars: dict[str, float] = {}
         self.score += reward
         if episode_over:
@@ -387,9 +389,9 @@ class DQNLightning(pl.LightningModule):
         if self.global_step % LOG_EVERY == 0:
             scalars |= {"reward": reward, "train_loss": loss.item(), "epsilon": self.epsilon}
             scalars["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-            scalars["q_mean"] = self.target_net(batch[0]).amax(1).mean().item()
+            scalars["q_mean"] = self.target_net(batch.state).amax(1).mean().item()
         if scalars:
-            for logger in self.loggers:  # directly: `self.log` at every step would cost more than learning
+            for logger in self.loggers:  # not `self.log`, which at every step would take longer than learning
                 logger.log_metrics(scalars, step=self.global_step)
 
     @property
@@ -410,7 +412,7 @@ class DQNLightning(pl.LightningModule):
 
     def test_step(self, seeds: torch.Tensor, batch_idx: int) -> None:
         """Play greedily; `test_reward` is the mean score, `test_reward_std` its standard deviation."""
-        scores = torch.cat([self.play_episodes(some) for some in seeds.split(20)])  # 20 environments at a time
+        scores = torch.cat([self.play_episodes(chunk) for chunk in seeds.split(20)])  # 20 environments at a time
         self.log_dict({"test_reward": scores.mean(), "test_reward_std": scores.std(correction=0)}, sync_dist=True)
 
     def play_episodes(self, seeds: torch.Tensor) -> torch.Tensor:
@@ -429,10 +431,10 @@ class DQNLightning(pl.LightningModule):
                         over[i] = bool(terminated or truncated)
                 if all(over):
                     break
-        return torch.tensor(scores)
+        return torch.tensor(scores, device=self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what a resumed run needs beyond weights and optimizer; override both hooks to add your own."""
+        """Add what a resumed run needs beyond weights and optimizer; extend both hooks to add your own."""
         checkpoint["class"] = type(self).__name__
         if "optimizer_states" in checkpoint:  # not in best.ckpt, which is for playing only
             checkpoint["buffer"], checkpoint["agent"] = self.buffer.state_dict(), self.agent.state_dict()
@@ -456,7 +458,7 @@ class NStepBuffer(ReplayBuffer):
     """A replay buffer whose experiences span `n_step` steps (Sutton 1988; Hessel et al. 2018).
 
     An experience holds a state, the action taken there, the discounted sum of the n rewards that followed, and the
-    state after them. Rewards propagate faster, though the later actions are those of an older policy.
+    state after them. Rewards propagate faster, with a bias: the later actions are those of an older, exploring policy.
     """
 
     def __init__(self, capacity: int, n_step: int, gamma: float, seed: int | None = None) -> None:
@@ -473,7 +475,7 @@ class NStepBuffer(ReplayBuffer):
             super().append(oldest._replace(reward=reward, done=experience.done, new_state=experience.new_state))
 
     def begin_episode(self) -> None:
-        """Drop the pending steps of a truncated episode: `td_targets` would discount them by gamma^n, too much."""
+        """Drop the last steps of a truncated episode: fewer than n rewards follow, but the discount is gamma^n."""
         self.pending.clear()
 
 
@@ -486,7 +488,7 @@ class ImprovedDQN(DQNLightning):
         lr_schedule: Annotated[Literal["constant", "linear", "cosine"], "decay of lr over the run"] = "cosine",
         double_dqn: Annotated[bool, "let the online network select the next action (van Hasselt et al. 2016)"] = False,
         clip_error: Annotated[float | None, "delta of the Huber loss (Mnih et al.: 1); None: squared errors"] = None,
-        tau: Annotated[float, "below 1: rate of soft updates of the target, at every step"] = 1.0,
+        tau: Annotated[float, "below 1: instead, move the target by this share at every step"] = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)  # saves all arguments, these too, in self.hparams; then calls make_buffer
@@ -497,17 +499,16 @@ class ImprovedDQN(DQNLightning):
         """n-step returns, first half: the buffer adds up n rewards."""
         return NStepBuffer(self.hparams.replay_size, self.hparams.n_step, self.hparams.gamma, seed)
 
-    def td_targets(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
+    def td_targets(self, batch: Experience) -> torch.Tensor:
         """n-step returns, second half: the new states are n steps later, so their values are discounted by gamma^n.
 
         Double DQN: the online network selects the next action, the target network evaluates it. Using one for both
         overestimates the values.
         """
-        rewards, dones, new_states = batch[2:5]
-        target_q_values = self.target_net(new_states)
-        q_values = self.net(new_states) if self.hparams.double_dqn else target_q_values
-        next_values = target_q_values.gather(1, q_values.argmax(1, keepdim=True)).squeeze(1).masked_fill(dones, 0.0)
-        return rewards + self.hparams.gamma**self.hparams.n_step * next_values
+        target_q_values = self.target_net(batch.new_state)
+        q_values = self.net(batch.new_state) if self.hparams.double_dqn else target_q_values
+        next_values = target_q_values.gather(1, q_values.argmax(1, keepdim=True)).squeeze(1)
+        return batch.reward + self.hparams.gamma**self.hparams.n_step * next_values.masked_fill(batch.done, 0.0)
 
     @torch.no_grad()
     def sync_target(self) -> None:
@@ -524,7 +525,7 @@ class ImprovedDQN(DQNLightning):
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)]
 
     def lr_factor(self, epoch: int) -> float:
-        """Multiplier of `lr` after an epoch: unless constant, it falls from 1 to 0 over the steps of the run."""
+        """Multiplier of `lr`: unless constant, it falls from 1 to 0 over the steps, not the epochs, of the run."""
         progress = min(1.0, self.global_step / self.trainer.estimated_stepping_batches)
         factors = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
         return factors[self.hparams.lr_schedule]
@@ -544,8 +545,8 @@ class Progress(pl.Callback):
     @pl.utilities.rank_zero_only
     def on_train_start(self, trainer: pl.Trainer, module: DQNLightning) -> None:
         print(f"{module.hparams.env} on {module.device}, logged in {os.path.relpath(trainer.logger.log_dir)}")
-        hidden = False if "ipykernel" in sys.modules else None  # None: hidden without a terminal
-        self.bar = tqdm(total=self.steps, initial=trainer.global_step, unit="step", mininterval=0.3, disable=hidden)
+        hide = False if "ipykernel" in sys.modules else None  # None: hide it if there is no terminal
+        self.bar = tqdm(total=self.steps, initial=trainer.global_step, unit="step", mininterval=0.3, disable=hide)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: DQNLightning, *_: Any) -> None:
         if self.bar.update(trainer.global_step - self.bar.n):  # True if the bar was just drawn
@@ -683,10 +684,11 @@ def parse_args(argv: Sequence[str] | None = None, module: type[DQNLightning] = I
     """Read the command line: the settings of the run, and the arguments of `module`."""
     parser = argparse.ArgumentParser(usage="%(prog)s [--flag value ...]", description=module.__doc__)
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
-    add, add_either = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
+    add = parser.add_argument
+    add_either = parser.add_mutually_exclusive_group().add_argument
     add("--gpus", type=int, default=0, help="GPUs to train on; 0: the CPU, -1: all")
     add("--num_nodes", type=int, default=1, help="machines to train on, under torchrun or srun")
-    add("--max_epochs", type=int, default=1200, help="epochs to train, of sample_size / batch_size steps")
+    add("--max_epochs", type=int, default=1200, help="epochs to train, each of sample_size / batch_size steps")
     add("--val_check_interval", type=int, default=520, help="steps between validations, rounded up to epochs")
     add("--grad_clip", type=float, help="maximum gradient norm; None: no clipping")
     add("--seed", type=int, default=0, help="seed of all randomness")

@@ -268,7 +268,7 @@ def test_only_legal_actions_are_played(monkeypatch):
     model.play_episodes(torch.tensor([1, 2]))
     assert len(played) == 320
     assert all(played)
-    batch = [torch.from_numpy(array) for array in model.buffer.sample(50)]
+    batch = dqn_cartpole.Experience(*(torch.from_numpy(array) for array in model.buffer.sample(50)))
     assert model.td_targets(batch).isfinite().all()
 
 

@@ -371,9 +371,9 @@ def by_hand(module: type[DQNLightning], q_values: list[float], target_q_values: 
     return model
 
 
-def batch_of(rewards: list[float], dones: list[bool], actions: list[int]) -> list[torch.Tensor]:
+def batch_of(rewards: list[float], dones: list[bool], actions: list[int]) -> Experience:
     states = torch.zeros(len(rewards), 4)
-    return [states, torch.tensor(actions), torch.tensor(rewards), torch.tensor(dones), states]
+    return Experience(states, torch.tensor(actions), torch.tensor(rewards), torch.tensor(dones), states)
 
 
 def test_target_is_the_reward_and_the_discounted_value_of_the_next_state():
@@ -668,19 +668,23 @@ class WithDropout(DQNLightning):
 
 def test_targets_are_made_in_eval_mode():
     model, states = WithDropout(), torch.randn(8, 4)
-    batch = (states, torch.zeros(8, dtype=torch.int64), torch.ones(8), torch.zeros(8, dtype=torch.bool), states)
+    batch = Experience(
+        states, torch.zeros(8, dtype=torch.int64), torch.ones(8), torch.zeros(8, dtype=torch.bool), states
+    )
     assert torch.equal(model.td_targets(batch), model.td_targets(batch))
     assert not torch.equal(model.net(states), model.net(states))  # the agent acts and learns in train mode
 
 
 class OnlineTargets(DQNLightning):
     def td_targets(self, batch):
-        return self.net(batch[4]).amax(1)
+        return self.net(batch.new_state).amax(1)
 
 
 def test_no_gradient_flows_into_targets_of_ones_own():
     model, states = OnlineTargets(), torch.randn(8, 4)
-    batch = (states, torch.zeros(8, dtype=torch.int64), torch.ones(8), torch.zeros(8, dtype=torch.bool), states)
+    batch = Experience(
+        states, torch.zeros(8, dtype=torch.int64), torch.ones(8), torch.zeros(8, dtype=torch.bool), states
+    )
     model.losses(batch).mean().backward()
     gradient = model.net.net[2].bias.grad.clone()
     targets = model.td_targets(batch).detach()

@@ -69,7 +69,8 @@ def test_the_target_computed_by_hand_is_the_one_of_the_loss():
         torch.nn.init.constant_(weight, 0)
     model.target_net.net[-1].bias.data = torch.tensor([0.0, float(best)])
     state, rewards = torch.zeros(2, 4), torch.tensor([float(reward)] * 2)
-    targets = model.td_targets((state, None, rewards, torch.tensor([False, True]), state))
+    batch = dqn_cartpole.Experience(state, None, rewards, torch.tensor([False, True]), state)
+    targets = model.td_targets(batch)
     assert targets.tolist() == pytest.approx([float(target), float(reward)])
 
 

@@ -8,13 +8,12 @@ An agent of its own chooses the actions; epsilon is 0, and 1 only for the random
 Measured: not yet with this version of the file
 """
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
 from torch import nn
 
-from dqn_cartpole import Agent, ImprovedDQN, main, parse_args
+from dqn_cartpole import Agent, Experience, ImprovedDQN, main, parse_args
 
 
 class BoltzmannAgent(Agent):
@@ -47,7 +46,7 @@ class Boltzmann(ImprovedDQN):
         progress = min(1.0, self.global_step / self.hparams.temp_last_frame)
         return self.hparams.temp_start * (self.hparams.temp_end / self.hparams.temp_start) ** progress
 
-    def training_step(self, batch: Sequence[torch.Tensor], batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: Experience, batch_idx: int) -> torch.Tensor:
         self.agent.temperature = self.temperature
         return super().training_step(batch, batch_idx)
 

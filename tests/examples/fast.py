@@ -19,7 +19,7 @@ class Fast(ImprovedDQN):
 
     def training_step(self, sample: Any, batch_idx: int) -> None:
         optimizer, weights = self.optimizers(), list(self.net.parameters())
-        for batch in zip(*(field.split(self.hparams.batch_size) for field in sample)):
+        for batch in map(type(sample)._make, zip(*(field.split(self.hparams.batch_size) for field in sample))):
             for weight in weights:
                 weight.grad = None  # faster than optimizer.zero_grad()
             super().training_step(batch, batch_idx).backward()

@@ -43,13 +43,12 @@ class Prioritized(ImprovedDQN):
         return PrioritizedNStepBuffer(self.hparams.replay_size, self.hparams.n_step, self.hparams.gamma, seed)
 
     def losses(self, batch: Any) -> torch.Tensor:
-        *experiences, places, priorities = batch
-        losses = super().losses(experiences)
+        losses = super().losses(batch)
         errors = losses.detach().sqrt().cpu().numpy()
-        self.buffer.arrays.priority[places.cpu().numpy()] = (errors + 1e-6) ** 0.6
+        self.buffer.arrays.priority[batch.place.cpu().numpy()] = (errors + 1e-6) ** 0.6
         # What is sampled more often counts less each time: partly at first, and fully (beta = 1) at the end of the run.
         beta = 0.4 + 0.6 * self.global_step / self.trainer.estimated_stepping_batches
-        return (priorities / priorities.min()) ** -beta * losses
+        return (batch.priority / batch.priority.min()) ** -beta * losses
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
-from dqn_cartpole import DQN, ImprovedDQN, main, parse_args
+from dqn_cartpole import DQN, Experience, ImprovedDQN, main, parse_args
 
 
 class QuantileDQN(DQN):
@@ -38,15 +38,14 @@ class Quantile(ImprovedDQN):
         hidden = self.hparams.hidden_size, self.hparams.hidden_layers
         return QuantileDQN(obs_size, n_actions, self.hparams.quantiles, *hidden)
 
-    def losses(self, batch: Any) -> torch.Tensor:
-        states, actions, rewards, dones, new_states = batch
-        rows, count = torch.arange(len(actions), device=self.device), self.hparams.quantiles
-        quantiles = self.net.quantiles(states)[rows, :, actions]
+    def losses(self, batch: Experience) -> torch.Tensor:
+        rows, count = torch.arange(len(batch.action), device=self.device), self.hparams.quantiles
+        quantiles = self.net.quantiles(batch.state)[rows, :, batch.action]
         with torch.no_grad():
             chooser = self.net if self.hparams.double_dqn else self.target_net
-            next_quantiles = self.target_net.quantiles(new_states)[rows, :, chooser(new_states).argmax(1)]
-            next_quantiles = next_quantiles.masked_fill(dones.unsqueeze(1), 0.0)  # a terminal state has no future
-            targets = rewards.unsqueeze(1) + self.hparams.gamma**self.hparams.n_step * next_quantiles
+            next_quantiles = self.target_net.quantiles(batch.new_state)[rows, :, chooser(batch.new_state).argmax(1)]
+            next_quantiles = next_quantiles.masked_fill(batch.done.unsqueeze(1), 0.0)  # no future after the end
+            targets = batch.reward.unsqueeze(1) + self.hparams.gamma**self.hparams.n_step * next_quantiles
         # Compare each quantile with each target. The k-th of N should lie above (k - 1/2) / N of the targets: a target
         # above it pulls with that weight, a target below it with the rest.
         quantiles, targets = torch.broadcast_tensors(quantiles.unsqueeze(2), targets.unsqueeze(1))

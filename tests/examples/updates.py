@@ -6,19 +6,18 @@ All that counts steps counts updates here: the curves, the bar, epsilon, the cop
 Measured: not yet with this version of the file
 """
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
 
-from dqn_cartpole import ImprovedDQN, main, parse_args
+from dqn_cartpole import Experience, ImprovedDQN, main, parse_args
 
 
 class Updates(ImprovedDQN):
     def __init__(self, steps_per_update: Annotated[int, "steps in the environment"] = 4, **kwargs: Any) -> None:
         super().__init__(**kwargs)
 
-    def training_step(self, batch: Sequence[torch.Tensor], batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: Experience, batch_idx: int) -> torch.Tensor:
         steps = range(self.hparams.steps_per_update)
         played = [self.agent.play_step(self.net, self.epsilon, self.device) for _ in steps]
         loss = self.dqn_mse_loss(batch)
