@@ -2,10 +2,10 @@
 
     pip install -r requirements.txt
     python dqn_cartpole.py                  # on the CPU; with --gpus 1 on a GPU
+    python dqn_cartpole.py --n_step 1 --lr_schedule constant    # plain DQN, without part 2
     tensorboard --logdir lightning_logs     # watch it learn
     python dqn_cartpole.py --resume         # after Ctrl-C, a crash or a kill: continue from the last validation
     python dqn_cartpole.py --help           # every setting and its default
-    python dqn_cartpole.py --n_step 1 --lr_schedule constant    # plain DQN: part 1 of this file
 
 Part 1 is DQN as in the article that this file rebuilds: Donal Byrne, "En-Lightning Reinforcement Learning: Building a
 DQN with PyTorch Lightning" (2020, pytorchlightning.ai/blog). The algorithm is from Mnih et al., "Human-level control
@@ -61,22 +61,21 @@ try:
 except ModuleNotFoundError:  # gym 0.26, the last release before Gymnasium took over, has the same interface
     import gym
 
-# Every validation has the same seeds, to compare checkpoints. The best of many is flattered, so the test has others.
+# All validations share their seeds, to compare checkpoints. The best of many is partly luck: the test has other seeds.
 VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), range(2000, 2**31)
 EVAL_STEPS = 10_000  # step limit of an episode in validation or test
 LOG_EVERY = 50  # logging interval of per-step metrics
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Part 1: DQN. On a first reading skip each state_dict and load_state_dict: they are for --resume.
+# Part 1: DQN. On a first reading skip the methods that save and load a state or a checkpoint: they are for --resume.
 
 
 class DQN(nn.Module):
     """The network only; the algorithm is `DQNLightning`. It estimates the Q-value of every action (article, "Model").
 
     The return is the sum of the future rewards, each reward k steps ahead weighted by gamma^k. The Q-value of an action
-    is the expected return of taking it and acting optimally afterwards. `obs_size` is the size of a flattened
-    observation; the article's network has one hidden layer.
+    is the expected return of taking it and acting optimally afterwards. `obs_size`: numbers in an observation.
     """
 
     def __init__(self, obs_size: int, n_actions: int, hidden_size: int = 128, hidden_layers: int = 1) -> None:
@@ -113,7 +112,8 @@ class ReplayBuffer:
 
     def allocate(self, state: np.ndarray) -> None:
         """Make the arrays for states like `state`."""
-        states, new_states = (np.empty((self.capacity, *state.shape), state.dtype) for _ in range(2))
+        shape = (self.capacity, *state.shape)
+        states, new_states = np.empty(shape, state.dtype), np.empty(shape, state.dtype)
         actions, rewards, dones = (np.empty(self.capacity, dtype) for dtype in (np.int64, np.float32, np.bool_))
         self.arrays = Experience(states, actions, rewards, dones, new_states)
 
@@ -133,7 +133,7 @@ class ReplayBuffer:
         Returns arrays: states (batch_size, *observation shape), actions int64, rewards float32, dones bool, new_states.
         """
         if batch_size > len(self):
-            raise ValueError(f"cannot sample {batch_size} experiences: the buffer holds {len(self)}; try --n_step 1")
+            raise ValueError(f"cannot sample {batch_size} experiences: the buffer holds {len(self)}")
         rows = self.rng.choice(len(self), batch_size, replace=False)
         return Experience(*(array[rows] for array in self.arrays))
 
@@ -154,7 +154,7 @@ class RLDataset(IterableDataset):
     """Each pass over this dataset is a new sample of `sample_size` experiences from `buffer` (article, "Dataset").
 
     It yields minibatches of `batch_size` as tensors; by default single experiences, as in the article. Mnih et al. draw
-    each minibatch anew; here all minibatches of an epoch (13, the last with 8) are cut from one sample.
+    each minibatch anew. Here those of an epoch are cut from one sample, so new experiences wait for the next epoch.
     """
 
     def __init__(self, buffer: ReplayBuffer, sample_size: int = 200, batch_size: int | None = None) -> None:
@@ -168,11 +168,11 @@ class RLDataset(IterableDataset):
     def __iter__(self) -> Iterator[Experience]:
         sample = self.buffer.sample(self.sample_size)
         if self.batch_size is None:
-            yield from map(type(sample)._make, zip(*sample))
+            yield from (type(sample)(*fields) for fields in zip(*sample))  # an Experience, or a subclass's with more
             return
         tensors = [torch.from_numpy(array) for array in sample]
         for start in range(0, self.sample_size, self.batch_size):
-            yield type(sample)._make(tensor[start : start + self.batch_size] for tensor in tensors)
+            yield type(sample)(*(tensor[start : start + self.batch_size] for tensor in tensors))
 
 
 class Agent:
@@ -198,7 +198,7 @@ class Agent:
     def get_action(self, net: nn.Module, epsilon: float, device: torch.device | str) -> int:
         """Choose epsilon-greedily: a random action with probability `epsilon`, to explore, else the greedy one.
 
-        `net`, which is on `device`, maps observations (1, *observation shape) to Q-values (1, n_actions).
+        `net`, on `device` and in train mode, maps observations (1, *observation shape) to Q-values (1, n_actions).
         """
         if self.rng.random() < epsilon:
             return int(self.rng.integers(self.env.action_space.n))
@@ -225,7 +225,6 @@ class Agent:
         return float(reward), episode_over
 
     def state_dict(self) -> dict[str, Any]:
-        """State needed to resume."""
         return {"rng": self.rng.bit_generator.state, "seed": self.episode_seed, "actions": list(self.actions)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -237,7 +236,7 @@ class Agent:
 
 
 def copy_observation(observation: Any, env: gym.Env) -> np.ndarray:
-    """A copy of `observation`, which `env` may reuse, in a dtype fit for it and its space; float64 becomes float32."""
+    """A copy, as `env` may reuse `observation`, in the common dtype of it and its space; float64 becomes float32."""
     array = np.array(observation)
     dtype = np.result_type(array, env.observation_space.dtype)
     return array.astype(np.float32 if dtype == np.float64 else dtype, copy=False)
@@ -260,7 +259,7 @@ class DQNLightning(pl.LightningModule):
         env: Annotated[str, "id of the environment; module:Name-v0 imports the module first"] = "CartPole-v0",
         episode_length: Annotated[int | None, "time limit in steps; None: the environment's own"] = None,
         replay_size: Annotated[int, "capacity of the replay buffer"] = 5000,
-        warm_start_steps: Annotated[int, "random steps before training, not counted"] = 1000,
+        warm_start_steps: Annotated[int, "random steps before the first training step"] = 1000,
         sample_size: Annotated[int, "experiences sampled for an epoch"] = 200,
         batch_size: Annotated[int, "experiences in a minibatch"] = 16,
         lr: Annotated[float, "learning rate"] = 5e-3,
@@ -270,10 +269,10 @@ class DQNLightning(pl.LightningModule):
         hidden_layers: Annotated[int, "hidden layers"] = 1,
         eps_start: Annotated[float, "initial epsilon, the probability of a random action"] = 0.7,
         eps_end: Annotated[float, "final epsilon"] = 0.02,
-        eps_last_frame: Annotated[int, "steps of the epsilon decay; adapt it to the run's length"] = 15600,
+        eps_last_frame: Annotated[int | None, "steps of the epsilon decay; None: the whole run"] = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()  # in self.hparams: the arguments of this __init__, and of a subclass's own
+        self.save_hyperparameters()  # Lightning finds all arguments, a subclass's too, and keeps them in self.hparams
         self.env = self.make_env()
         self.net = self.make_net()
         self.target_net = copy.deepcopy(self.net).requires_grad_(False).eval()
@@ -281,7 +280,7 @@ class DQNLightning(pl.LightningModule):
         self.buffer = self.make_buffer(buffer_seed)
         self.agent = self.agent_class(self.env, self.buffer, agent_seed)
         self.criterion: nn.Module = nn.MSELoss(reduction="none")
-        self.score = 0.0  # sum of the rewards of the current episode, undiscounted
+        self.score = 0.0  # undiscounted sum of an episode's rewards; in the curves "reward", as in the article
         self.scores: deque[float] = deque(maxlen=100)  # of the last finished episodes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -289,7 +288,7 @@ class DQNLightning(pl.LightningModule):
         return self.net(x)
 
     def training_step(self, batch: Experience, batch_idx: int) -> torch.Tensor:
-        """Act once, then compute the loss that moves Q(s, a) towards its target (Mnih et al., algorithm 1)."""
+        """Act once, and compute the loss (Mnih et al., algorithm 1); Lightning then takes one gradient step."""
         reward, episode_over = self.agent.play_step(self.net, self.epsilon, self.device)
         loss = self.dqn_mse_loss(batch)
         self.sync_target()
@@ -298,16 +297,20 @@ class DQNLightning(pl.LightningModule):
 
     @property
     def epsilon(self) -> float:
-        """Probability of a random action at this step."""
-        progress = min(1.0, self.global_step / self.hparams.eps_last_frame)
+        """Probability of a random action: high at first, when the Q-values mean little, and then less and less."""
+        progress = min(1.0, self.global_step / (self.hparams.eps_last_frame or self.total_steps()))
         return self.hparams.eps_start + progress * (self.hparams.eps_end - self.hparams.eps_start)
 
+    def total_steps(self) -> float:
+        """Training steps of the whole run."""
+        return self.trainer.estimated_stepping_batches
+
     def dqn_mse_loss(self, batch: Experience) -> torch.Tensor:
-        """The mean of the `losses` of a minibatch, which are squared errors here (article, "Loss")."""
+        """The mean of the `losses` of a minibatch, squared errors unless a subclass has others (article, "Loss")."""
         return self.losses(batch).mean()
 
     def losses(self, batch: Experience) -> torch.Tensor:
-        """The loss of each experience, float32 (batch,): not averaged yet, so that a subclass can weight them."""
+        """The loss of each experience, float32 (batch,), so that a subclass can weight them."""
         q_values = self.net(batch.state).gather(1, batch.action.unsqueeze(1)).squeeze(1)
         with torch.no_grad():
             targets = self.td_targets(batch)
@@ -368,10 +371,7 @@ class DQNLightning(pl.LightningModule):
         return env
 
     def make_net(self) -> nn.Module:
-        """The network: from observations (batch, *observation shape) to Q-values (batch, n_actions).
-
-        The agent acts with it in train mode, which noisy layers need; so avoid Dropout.
-        """
+        """The network: from observations (batch, *observation shape) to Q-values (batch, n_actions)."""
         obs_size, n_actions = math.prod(self.env.observation_space.shape), int(self.env.action_space.n)
         return DQN(obs_size, n_actions, self.hparams.hidden_size, self.hparams.hidden_layers)
 
@@ -389,7 +389,7 @@ class DQNLightning(pl.LightningModule):
         if self.global_step % LOG_EVERY == 0:
             scalars |= {"reward": reward, "train_loss": loss.item(), "epsilon": self.epsilon}
             scalars["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-            scalars["q_mean"] = self.target_net(batch.state).amax(1).mean().item()
+            scalars["q_mean"] = self.target_net(batch.state).amax(1).mean().item()  # needs no gradient
         if scalars:
             for logger in self.loggers:  # not `self.log`, which at every step would take longer than learning
                 logger.log_metrics(scalars, step=self.global_step)
@@ -488,7 +488,7 @@ class ImprovedDQN(DQNLightning):
         lr_schedule: Annotated[Literal["constant", "linear", "cosine"], "decay of lr over the run"] = "cosine",
         double_dqn: Annotated[bool, "let the online network select the next action (van Hasselt et al. 2016)"] = False,
         clip_error: Annotated[float | None, "delta of the Huber loss (Mnih et al.: 1); None: squared errors"] = None,
-        tau: Annotated[float, "below 1: instead, move the target by this share at every step"] = 1.0,
+        tau: Annotated[float, "below 1: in place of copies, the share by which the target moves at every step"] = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)  # saves all arguments, these too, in self.hparams; then calls make_buffer
@@ -506,8 +506,8 @@ class ImprovedDQN(DQNLightning):
         overestimates the values.
         """
         target_q_values = self.target_net(batch.new_state)
-        q_values = self.net(batch.new_state) if self.hparams.double_dqn else target_q_values
-        next_values = target_q_values.gather(1, q_values.argmax(1, keepdim=True)).squeeze(1)
+        selector = self.net(batch.new_state) if self.hparams.double_dqn else target_q_values
+        next_values = target_q_values.gather(1, selector.argmax(1, keepdim=True)).squeeze(1)
         return batch.reward + self.hparams.gamma**self.hparams.n_step * next_values.masked_fill(batch.done, 0.0)
 
     @torch.no_grad()
@@ -517,16 +517,14 @@ class ImprovedDQN(DQNLightning):
             return super().sync_target()
         for target, weight in zip(self.target_net.parameters(), self.net.parameters()):
             target.lerp_(weight, self.hparams.tau)
-        for target, tracked in zip(self.target_net.buffers(), self.net.buffers()):  # such as the mean of a BatchNorm
-            target.copy_(tracked)
 
     def configure_optimizers(self) -> Any:
         optimizer = super().configure_optimizers()
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)]
 
-    def lr_factor(self, epoch: int) -> float:
-        """Multiplier of `lr`: unless constant, it falls from 1 to 0 over the steps, not the epochs, of the run."""
-        progress = min(1.0, self.global_step / self.trainer.estimated_stepping_batches)
+    def lr_factor(self, _epoch: int) -> float:
+        """Multiplier of `lr`: unless constant, it falls from 1 to 0 over the steps of the run."""
+        progress = min(1.0, self.global_step / self.total_steps())
         factors = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
         return factors[self.hparams.lr_schedule]
 
@@ -567,7 +565,7 @@ class Progress(pl.Callback):
 class Checkpoints(pl.callbacks.Checkpoint):
     """Writes best.ckpt, the weights of the best validation, and last.ckpt, from which a run resumes exactly.
 
-    last.ckpt also holds the `settings` of the run. Whatever ends it, only the steps since the last validation are lost.
+    It also holds replay buffer and `settings`. Whatever ends a run, only the steps since the last validation are lost.
     """
 
     def __init__(self, settings: dict[str, Any] | None = None) -> None:
@@ -606,7 +604,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         if isinstance(error, SIGTERMException):
             error.code = 143  # 128 + 15, the convention; Lightning's own is 0
         last = Path(self.folder, "last.ckpt")
-        if last.exists():
+        if last.exists() and not isinstance(error, FloatingPointError):  # which would only come again
             print(f"stopped; to resume: {program()} --resume {shlex.quote(os.path.relpath(last))}", file=sys.stderr)
 
     def state_dict(self) -> dict[str, Any]:
@@ -730,16 +728,15 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     gpus = torch.cuda.device_count() or int(torch.backends.mps.is_available())
     if abs(args.gpus) > gpus:
         parser.error(f"--gpus {args.gpus}: the number of visible GPUs is {gpus}; --gpus 0 is the CPU")
-    for name in ("max_epochs", "val_check_interval", "batch_size", "sync_rate", "eps_last_frame", "n_step"):
+    for name in ("max_epochs", "val_check_interval", "batch_size", "sync_rate", "hidden_layers", "n_step"):
         if getattr(args, name, 1) < 1:
             parser.error(f"--{name} {getattr(args, name)}: must be at least 1")
     n_step = getattr(args, "n_step", 1)
     if args.episode_length is not None and args.episode_length < n_step:
         parser.error(f"--episode_length {args.episode_length}: shorter than --n_step {n_step}; try --n_step 1")
-    most = min(args.replay_size, args.warm_start_steps + 1 - n_step)  # the last n - 1 steps are still pending
+    most = min(args.replay_size, args.warm_start_steps + 1 - n_step)  # at least n - 1 steps are still pending
     if not args.batch_size <= args.sample_size <= most:
-        bounds = f"--batch_size and {most}, which --warm_start_steps and --replay_size allow"
-        parser.error(f"--sample_size {args.sample_size}: must lie between {bounds}")
+        parser.error(f"--sample_size {args.sample_size}: below --batch_size, or above {most}: raise --warm_start_steps")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -92,7 +92,7 @@ def test_curves_say_what_cartpole_pays_and_what_was_asked_for(first):
     assert {value for _, value in curves["reward"]} == {1.0}
     assert curves["lr"][0] == (0, pytest.approx(DEFAULTS["lr"]))
     for step, epsilon in curves["epsilon"]:
-        assert epsilon == pytest.approx(0.7 - (0.7 - 0.02) * step / 15600, abs=1e-5)
+        assert epsilon == pytest.approx(0.7 - (0.7 - 0.02) * step / (EPOCHS * 13), abs=1e-5)
 
 
 def test_every_finished_episode_is_one_point(first):
@@ -411,7 +411,6 @@ BAD_INPUT = """
 --episode_length 4
 --episode_length 0
 --sync_rate 0
---eps_last_frame 0
 --n_step 0
 --n_step -1
 --max_epochs 0
@@ -454,9 +453,9 @@ def test_bad_input_ends_the_process_with_2(tmp_path):
     assert not list((tmp_path / "run").iterdir())
 
 
-def test_a_warm_start_that_leaves_too_few_to_sample_says_what_to_do(folder):
+def test_a_warm_start_that_leaves_too_few_to_sample_says_how_many(folder):
     """Here 33 episodes of 9 steps, of which the time limit takes the last four."""
-    with pytest.raises(ValueError, match=r"165.*--n_step 1"):
+    with pytest.raises(ValueError, match="cannot sample 200 experiences: the buffer holds 165"):
         main("--env Endless9-v0 --warm_start_steps 300 --episode_length 9")
     main(f"{SHORT} --env Endless9-v0 --episode_length 9 --n_step 1")
 

@@ -252,7 +252,8 @@ def train_and_resume(folder, kwargs: dict, n_step: int) -> None:
     """Three epochs in one go equal one and then two, and the episodes of validation end."""
     gym.register("Any-v0", Any, kwargs=kwargs)
     try:
-        flags = f"--env Any-v0 --n_step {n_step} --lr_schedule constant --val_check_interval 13 --warm_start_steps 900"
+        schedules = "--lr_schedule constant --eps_last_frame 40"  # that do not depend on the length of the run
+        flags = f"--env Any-v0 --n_step {n_step} {schedules} --val_check_interval 13 --warm_start_steps 900"
         ends = []
         for epochs in (["--max_epochs 3"], ["--max_epochs 1", "--resume --max_epochs 3"]):
             for more in epochs:

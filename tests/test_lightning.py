@@ -61,7 +61,7 @@ def test_early_stopping(monitor):
 def test_a_model_checkpoint_of_the_best_validation_is_resumed(tmp_path):
     def train(epochs: int, folder: str, **more) -> tuple[DQNLightning, ModelCheckpoint]:
         pl.seed_everything(0, verbose=False)
-        model = ImprovedDQN(lr_schedule="constant", warm_start_steps=300)
+        model = ImprovedDQN(lr_schedule="constant", eps_last_frame=100, warm_start_steps=300)
         best = ModelCheckpoint(tmp_path / folder, monitor="val_reward", mode="max", save_last=True)
         quiet = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu", "num_sanity_val_steps": 0}
         pl.Trainer(max_epochs=epochs, callbacks=[best], **quiet).fit(model, **more)
@@ -78,7 +78,7 @@ def test_a_model_checkpoint_of_the_best_validation_is_resumed(tmp_path):
 def test_the_checkpoints_of_this_file_resume_in_a_plain_trainer(tmp_path):
     def train(folder: str, epochs: int, last: Path | None = None) -> DQNLightning:
         pl.seed_everything(0, verbose=False)
-        model = DQNLightning()
+        model = DQNLightning(eps_last_frame=100)
         quiet = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu", "num_sanity_val_steps": 0}
         trainer = pl.Trainer(max_epochs=epochs, callbacks=[Checkpoints()], default_root_dir=tmp_path / folder, **quiet)
         trainer.fit(model, ckpt_path=last, weights_only=True)

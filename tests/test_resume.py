@@ -26,7 +26,7 @@ from dqn_cartpole import Agent, Checkpoints, DQNLightning, ImprovedDQN, parse_ar
 
 WARM = 300  # steps at random before training
 SHORT = f"--warm_start_steps {WARM} --replay_size 400 --max_epochs 14 --val_check_interval 52"  # each fourth epoch
-CONSTANT = f"{SHORT} --lr_schedule constant"
+CONSTANT = f"{SHORT} --lr_schedule constant --eps_last_frame 100"  # whatever the number of epochs
 
 
 def die(number: int, step: int) -> None:

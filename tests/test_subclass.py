@@ -308,10 +308,13 @@ gym.register("Single-v0", Single)
 def test_play_episodes_where_only_one_instance_can_be_open(folder, capfd):
     with pytest.raises(RuntimeError, match="in use"):
         main(f"{SHORT} --env Single-v0")
-    main(f"{SHORT} --env Single-v0 --lr_schedule constant", OneSimulator)
+    main(f"{SHORT} --env Single-v0 --lr_schedule constant --eps_last_frame 50", OneSimulator)
     assert "test_reward: 10.00 +/- 0.00 over 3 episodes" in capfd.readouterr().out
     main("--resume --max_epochs 6", OneSimulator)
-    main(f"{SHORT} --env Single-v0 --lr_schedule constant --max_epochs 6 --val_check_interval 39", OneSimulator)
+    main(
+        f"{SHORT} --env Single-v0 --lr_schedule constant --eps_last_frame 50 --max_epochs 6 --val_check_interval 39",
+        OneSimulator,
+    )
     resumed, straight = (load(last_of(RUN.with_name(f"version_{n}"))) for n in (1, 2))
     assert same(resumed["state_dict"], straight["state_dict"])
     assert same(resumed["agent"], straight["agent"])

@@ -19,17 +19,16 @@ class Fast(ImprovedDQN):
 
     def training_step(self, sample: Any, batch_idx: int) -> None:
         optimizer, weights = self.optimizers(), list(self.net.parameters())
-        for batch in map(type(sample)._make, zip(*(field.split(self.hparams.batch_size) for field in sample))):
+        for batch in zip(*(field.split(self.hparams.batch_size) for field in sample)):
             for weight in weights:
                 weight.grad = None  # faster than optimizer.zero_grad()
-            super().training_step(batch, batch_idx).backward()
+            super().training_step(type(sample)(*batch), batch_idx).backward()
             self.clip_gradients(optimizer)  # to --grad_clip
             optimizer.step()
         self.lr_schedulers().step()
 
-    def lr_factor(self, epoch: int) -> float:
-        progress, schedule = epoch / self.trainer.max_epochs, self.hparams.lr_schedule
-        return {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}[schedule]
+    def total_steps(self) -> float:  # for Lightning an epoch is one step here
+        return super().total_steps() * math.ceil(self.hparams.sample_size / self.hparams.batch_size)
 
     def validation_step(self, seeds: Any, batch_idx: int) -> None:
         super().validation_step(seeds, batch_idx)
