@@ -9,8 +9,8 @@
 
 Part 1 is DQN as in the article that this file rebuilds: Donal Byrne, "En-Lightning Reinforcement Learning: Building a
 DQN with PyTorch Lightning" (2020, pytorchlightning.ai/blog). The algorithm is from Mnih et al., "Human-level control
-through deep reinforcement learning", Nature 518 (2015). Part 2 adds later improvements, two of them on by default.
-Part 3 runs the training. Your own subclass, in a file of its own, can use all of it:
+through deep reinforcement learning", Nature 518 (2015). Part 2 adds later improvements: n-step returns and a decaying
+learning rate, on by default, and three more. Part 3 runs the training. Your own subclass, in its own file, uses it all:
 
     from torch import nn
     from dqn_cartpole import ImprovedDQN, main, parse_args
@@ -61,18 +61,18 @@ try:
 except ModuleNotFoundError:  # gym 0.26, the last release before Gymnasium took over, has the same interface
     import gym
 
-# All validations share their seeds, to compare checkpoints. The best of many is partly luck: the test has other seeds.
+# Validations share their seeds, so that checkpoints compare. The best score is partly luck, so the test has new seeds.
 VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), range(2000, 2**31)
 EVAL_STEPS = 10_000  # step limit of an episode in validation or test
 LOG_EVERY = 50  # logging interval of per-step metrics
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Part 1: DQN. On a first reading skip the methods that save and load a state or a checkpoint: they are for --resume.
+# Part 1: DQN. On a first reading skip what saves and loads states and checkpoints, and Agent.actions: for --resume.
 
 
 class DQN(nn.Module):
-    """The network only; the algorithm is `DQNLightning`. It estimates the Q-value of every action (article, "Model").
+    """The network (`DQNLightning` is the algorithm): it estimates the Q-value of every action (article, "Model").
 
     The return is the sum of the future rewards, each reward k steps ahead weighted by gamma^k. The Q-value of an action
     is the expected return of taking it and acting optimally afterwards. `obs_size`: numbers in an observation.
@@ -154,7 +154,7 @@ class RLDataset(IterableDataset):
     """Each pass over this dataset is a new sample of `sample_size` experiences from `buffer` (article, "Dataset").
 
     It yields minibatches of `batch_size` as tensors; by default single experiences, as in the article. Mnih et al. draw
-    each minibatch anew. Here those of an epoch are cut from one sample, so new experiences wait for the next epoch.
+    each minibatch anew. Here the minibatches of an epoch are cut from one sample; newer experiences wait for the next.
     """
 
     def __init__(self, buffer: ReplayBuffer, sample_size: int = 200, batch_size: int | None = None) -> None:
@@ -168,7 +168,7 @@ class RLDataset(IterableDataset):
     def __iter__(self) -> Iterator[Experience]:
         sample = self.buffer.sample(self.sample_size)
         if self.batch_size is None:
-            yield from (type(sample)(*fields) for fields in zip(*sample))  # an Experience, or a subclass's with more
+            yield from (type(sample)(*fields) for fields in zip(*sample))  # `type`: a buffer may have more fields
             return
         tensors = [torch.from_numpy(array) for array in sample]
         for start in range(0, self.sample_size, self.batch_size):
@@ -236,7 +236,7 @@ class Agent:
 
 
 def copy_observation(observation: Any, env: gym.Env) -> np.ndarray:
-    """A copy, as `env` may reuse `observation`, in the common dtype of it and its space; float64 becomes float32."""
+    """A copy (`env` may reuse the array), its dtype promoted with that of its space; float64 becomes float32."""
     array = np.array(observation)
     dtype = np.result_type(array, env.observation_space.dtype)
     return array.astype(np.float32 if dtype == np.float64 else dtype, copy=False)
@@ -248,7 +248,7 @@ class DQNLightning(pl.LightningModule):
     `Trainer.fit` calls, in this order:
         on_fit_start: fill the replay buffer with random steps
         for each epoch, RLDataset: draw a sample from the buffer
-            for each minibatch, training_step: act, compute the loss, update the target network; a gradient step follows
+            for each minibatch, training_step: act, compute the loss, sync the target network; a gradient step follows
             every few epochs, validation_step: play greedily
     """
 
@@ -280,7 +280,7 @@ class DQNLightning(pl.LightningModule):
         self.buffer = self.make_buffer(buffer_seed)
         self.agent = self.agent_class(self.env, self.buffer, agent_seed)
         self.criterion: nn.Module = nn.MSELoss(reduction="none")
-        self.score = 0.0  # undiscounted sum of an episode's rewards; in the curves "reward", as in the article
+        self.score = 0.0  # undiscounted sum of the rewards of the current episode; logged as total_reward
         self.scores: deque[float] = deque(maxlen=100)  # of the last finished episodes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -334,7 +334,7 @@ class DQNLightning(pl.LightningModule):
         return torch.optim.Adam(self.net.parameters(), lr=self.hparams.lr, fused=True)  # fused is faster
 
     def train_dataloader(self) -> DataLoader:
-        """Each pass over it is a new sample of the replay buffer, in minibatches; called once."""
+        """Called once. Each pass over the loader, an epoch, draws a new sample of the replay buffer."""
         dataset = RLDataset(self.buffer, self.hparams.sample_size, self.hparams.batch_size)
         return DataLoader(dataset, batch_size=None)  # the dataset makes the minibatches
 
@@ -371,7 +371,7 @@ class DQNLightning(pl.LightningModule):
         return env
 
     def make_net(self) -> nn.Module:
-        """The network: from observations (batch, *observation shape) to Q-values (batch, n_actions)."""
+        """The network: from observations (batch, *shape), in their own dtype, to Q-values (batch, n_actions)."""
         obs_size, n_actions = math.prod(self.env.observation_space.shape), int(self.env.action_space.n)
         return DQN(obs_size, n_actions, self.hparams.hidden_size, self.hparams.hidden_layers)
 
@@ -389,9 +389,9 @@ class DQNLightning(pl.LightningModule):
         if self.global_step % LOG_EVERY == 0:
             scalars |= {"reward": reward, "train_loss": loss.item(), "epsilon": self.epsilon}
             scalars["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-            scalars["q_mean"] = self.target_net(batch.state).amax(1).mean().item()  # needs no gradient
+            scalars["q_mean"] = self.target_net(batch.state).amax(1).mean().item()  # needs no gradients
         if scalars:
-            for logger in self.loggers:  # not `self.log`, which at every step would take longer than learning
+            for logger in self.loggers:  # `self.log` at every step would take longer than the learning
                 logger.log_metrics(scalars, step=self.global_step)
 
     @property
@@ -443,7 +443,7 @@ class DQNLightning(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "buffer" in checkpoint:
-            self.agent.load_state_dict(checkpoint["agent"])
+            self.agent.load_state_dict(checkpoint["agent"])  # before the buffer, to which it appends steps again
             self.buffer.load_state_dict(checkpoint["buffer"])
             self.score, scores = checkpoint["scores"]
             self.scores = deque(scores, self.scores.maxlen)
@@ -523,7 +523,7 @@ class ImprovedDQN(DQNLightning):
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)]
 
     def lr_factor(self, _epoch: int) -> float:
-        """Multiplier of `lr`: unless constant, it falls from 1 to 0 over the steps of the run."""
+        """Multiplier of `lr`, updated after each epoch: unless constant, it falls from 1 to 0 over the run."""
         progress = min(1.0, self.global_step / self.total_steps())
         factors = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
         return factors[self.hparams.lr_schedule]
@@ -565,7 +565,7 @@ class Progress(pl.Callback):
 class Checkpoints(pl.callbacks.Checkpoint):
     """Writes best.ckpt, the weights of the best validation, and last.ckpt, from which a run resumes exactly.
 
-    It also holds replay buffer and `settings`. Whatever ends a run, only the steps since the last validation are lost.
+    last.ckpt also holds the replay buffer and the `settings`. Only the steps since the last validation can be lost.
     """
 
     def __init__(self, settings: dict[str, Any] | None = None) -> None:
@@ -604,7 +604,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         if isinstance(error, SIGTERMException):
             error.code = 143  # 128 + 15, the convention; Lightning's own is 0
         last = Path(self.folder, "last.ckpt")
-        if last.exists() and not isinstance(error, FloatingPointError):  # which would only come again
+        if last.exists() and not isinstance(error, FloatingPointError):  # it would diverge again
             print(f"stopped; to resume: {program()} --resume {shlex.quote(os.path.relpath(last))}", file=sys.stderr)
 
     def state_dict(self) -> dict[str, Any]:
@@ -736,7 +736,7 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error(f"--episode_length {args.episode_length}: shorter than --n_step {n_step}; try --n_step 1")
     most = min(args.replay_size, args.warm_start_steps + 1 - n_step)  # at least n - 1 steps are still pending
     if not args.batch_size <= args.sample_size <= most:
-        parser.error(f"--sample_size {args.sample_size}: below --batch_size, or above {most}: raise --warm_start_steps")
+        parser.error(f"--sample_size {args.sample_size}: not from --batch_size to {most} (see --warm_start_steps)")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -753,7 +753,7 @@ def main(args: argparse.Namespace) -> None:
     except (gym.error.Error, ModuleNotFoundError) as error:
         args.parser.error(f"--env {args.env}: {error} (--env module:Name-v0 imports a module of your own first)")
     if args.batch_size * sum(weight.numel() for weight in model.net.parameters()) < 2**24:
-        torch.set_num_threads(1)  # more threads slow a small network down
+        torch.set_num_threads(1)  # measured: more threads slow a small network down
 
     logger: Any = False
     if not args.test:
