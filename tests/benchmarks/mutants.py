@@ -112,7 +112,7 @@ FAULTS = [
     ("subclass", ' and "__init__" in vars(base)', ""),
     ("subclass", "            kind = type(arguments[name].default)\n", "            pass\n"),
     ("subclass", 'options = {"action": argparse.BooleanOptionalAction}', "pass"),
-    ("subclass", 'f"python -m {spec.name}" if spec else', '"python dqn_cartpole.py" if spec else'),
+    ("examples", 'f"python -m {spec.name}" if spec else', '"python dqn_cartpole.py" if spec else'),
     ("command_line", "gradient_clip_val=args.grad_clip", "gradient_clip_val=None"),
     ("command_line", "pl.seed_everything(args.seed, verbose=False)", "pl.seed_everything(0, verbose=False)"),
     ("command_line", "run.mkdir(parents=True)", "run.mkdir(parents=True, exist_ok=True)"),
