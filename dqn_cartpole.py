@@ -629,12 +629,12 @@ def play(model: DQNLightning, render_mode: str) -> Iterator[gym.Env]:
 
 
 def film(model: DQNLightning, path: Path, steps: int = 1000) -> bytes:
-    """Write the episode as an animated GIF, every other frame of it."""
-    frames = []
-    for env in itertools.islice(play(model, "rgb_array"), 0, steps, 2):
-        frames.append(ImageOps.contain(Image.fromarray(env.render()), (300, 300)).quantize(32))
-    pause = 2 * 1000 / env.metadata.get("render_fps", 30)  # milliseconds
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=pause, loop=0)
+    """Write the episode as an animated GIF, of at most 25 frames a second."""
+    fps = model.env.metadata.get("render_fps", 30)
+    every = math.ceil(fps / 25)
+    scenes = itertools.islice(play(model, "rgb_array"), 0, steps, every)
+    frames = [ImageOps.contain(Image.fromarray(env.render()), (300, 300)).quantize(32) for env in scenes]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000 * every / fps, loop=0)
     return path.read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""The same agent, bit for bit, in about two thirds of the time: Lightning's loop is called once an epoch, not once a step.
+"""The same agent, bit for bit, in two thirds of the time: Lightning's loop is called once an epoch, not once a step.
 
     python -m tests.examples.fast
 Measured: see tests/benchmarks/RESULTS.md
