@@ -133,7 +133,7 @@ class ReplayBuffer:
         Returns arrays: states (batch_size, *observation shape), actions int64, rewards float32, dones bool, new_states.
         """
         if batch_size > len(self):
-            raise ValueError(f"cannot sample {batch_size} experiences: the buffer holds {len(self)}")
+            raise ValueError(f"cannot sample {batch_size} of {len(self)} experiences: raise --warm_start_steps")
         rows = self.rng.choice(len(self), batch_size, replace=False)
         return Experience(*(array[rows] for array in self.arrays))
 
@@ -517,6 +517,10 @@ class ImprovedDQN(DQNLightning):
             return super().sync_target()
         for target, weight in zip(self.target_net.parameters(), self.net.parameters()):
             target.lerp_(weight, self.hparams.tau)
+        for target, tracked in zip(
+            self.target_net.buffers(), self.net.buffers()
+        ):  # such as the mean of a normalization
+            target.copy_(tracked)
 
     def configure_optimizers(self) -> Any:
         optimizer = super().configure_optimizers()
@@ -563,7 +567,7 @@ class Progress(pl.Callback):
 
 
 class Checkpoints(pl.callbacks.Checkpoint):
-    """Writes best.ckpt, the weights of the best validation, and last.ckpt, from which a run resumes exactly.
+    """Writes best.ckpt, weights of the best validation, and last.ckpt, from which one process resumes exactly.
 
     last.ckpt also holds the replay buffer and the `settings`. Only the steps since the last validation can be lost.
     """
@@ -728,9 +732,9 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     gpus = torch.cuda.device_count() or int(torch.backends.mps.is_available())
     if abs(args.gpus) > gpus:
         parser.error(f"--gpus {args.gpus}: the number of visible GPUs is {gpus}; --gpus 0 is the CPU")
-    for name in ("max_epochs", "val_check_interval", "batch_size", "sync_rate", "hidden_layers", "n_step"):
-        if getattr(args, name, 1) < 1:
-            parser.error(f"--{name} {getattr(args, name)}: must be at least 1")
+    for name in ("max_epochs", "val_check_interval", "batch_size", "sync_rate", "eps_last_frame", "n_step"):
+        if (value := getattr(args, name, None)) is not None and value < 1:
+            parser.error(f"--{name} {value}: must be at least 1")
     n_step = getattr(args, "n_step", 1)
     if args.episode_length is not None and args.episode_length < n_step:
         parser.error(f"--episode_length {args.episode_length}: shorter than --n_step {n_step}; try --n_step 1")

@@ -412,6 +412,7 @@ BAD_INPUT = """
 --episode_length 0
 --sync_rate 0
 --n_step 0
+--eps_last_frame 0
 --n_step -1
 --max_epochs 0
 --max_epochs -1
@@ -453,11 +454,12 @@ def test_bad_input_ends_the_process_with_2(tmp_path):
     assert not list((tmp_path / "run").iterdir())
 
 
-def test_a_warm_start_that_leaves_too_few_to_sample_says_how_many(folder):
+def test_a_warm_start_that_leaves_too_few_to_sample_says_what_to_do(folder):
     """Here 33 episodes of 9 steps, of which the time limit takes the last four."""
-    with pytest.raises(ValueError, match="cannot sample 200 experiences: the buffer holds 165"):
+    with pytest.raises(ValueError, match=r"165.*--warm_start_steps"):
         main("--env Endless9-v0 --warm_start_steps 300 --episode_length 9")
     main(f"{SHORT} --env Endless9-v0 --episode_length 9 --n_step 1")
+    main(f"{SHORT} --env Endless9-v0 --episode_length 9 --warm_start_steps 400")
 
 
 class Endless9(Toy):

@@ -538,6 +538,20 @@ def test_tau_below_one_blends_the_target_every_step():
         torch.testing.assert_close(watch.target[step], blend)
 
 
+@pytest.mark.parametrize("tau", [0.1, 1.0])
+def test_target_network_follows_what_a_batchnorm_tracks(tau):
+    class Normal(ImprovedDQN):
+        def make_net(self):
+            return nn.Sequential(nn.BatchNorm1d(4), super().make_net())
+
+    model = Normal(tau=tau)
+    model.net(torch.randn(50, 4) + 3)
+    model.sync_target()
+    assert model.net[0].running_mean.abs().min() > 0.1
+    for name, tracked in model.net[0].named_buffers():
+        assert torch.equal(model.target_net[0].get_buffer(name), tracked)
+
+
 @pytest.mark.parametrize("length", [{"max_epochs": 10}, {"max_epochs": 20}, {"max_epochs": -1, "max_steps": 100}])
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_learning_rate_falls_over_the_whole_run_as_scheduled(schedule, length):

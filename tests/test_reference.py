@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 from helpers import scalars
-from PIL import Image
+from PIL import Image, ImageSequence
 
 import dqn_cartpole
 
@@ -32,4 +32,7 @@ def test_it_is_small_and_holds_no_checkpoint():
 
 def test_its_film_is_of_a_whole_episode():
     with Image.open(REFERENCE / "agent.gif") as film:
-        assert film.n_frames > 90  # every other step of 200; Pillow joins frames that are alike
+        pauses = [
+            frame.info["duration"] for frame in ImageSequence.Iterator(film)
+        ]  # Pillow joins frames that are alike
+    assert sum(pauses) == 100 * 40  # milliseconds, for every other step of 200

@@ -205,10 +205,10 @@ def test_killed_at_random_steps_and_resumed_equals_never_killed(tmp_path, number
 
 @pytest.mark.parametrize("save", [2, 3])
 def test_killed_while_a_checkpoint_is_written_the_one_before_is_whole(tmp_path, short, save):
-    """The first two are best.ckpt and last.ckpt after epoch 4; then comes best.ckpt or last.ckpt after epoch 8."""
+    """The first two are best.ckpt and last.ckpt after epoch 4; then one of those after epoch 8."""
     folder = tmp_path / "run"
     assert run(SHORT, folder, functools.partial(die_in_save, save))[0] == -signal.SIGKILL
-    assert load(last_of(folder / RUN))["global_step"] in (52, 104)
+    assert load(last_of(folder / RUN))["global_step"] == 52
     code, _, errors = run("--resume", folder)
     assert code == 0, errors
     assert_same_run(folder / RUN, short / RUN)

@@ -261,15 +261,12 @@ def bare(job):
 
     for _ in range(s.warm_start_steps):
         act(1.0)
-    step = 0
+    step, steps = 0, s.max_epochs * math.ceil(s.sample_size / s.batch_size)
     for epoch in range(s.max_epochs):
         optimizer.param_groups[0]["lr"] = s.lr * (1 + math.cos(math.pi * epoch / s.max_epochs)) / 2
         drawn = rng.choice(min(stored, s.replay_size), s.sample_size, replace=False, shuffle=False)
         for batch in zip(*(torch.from_numpy(array[drawn]).split(s.batch_size) for array in ring)):
-            act(
-                s.eps_start
-                + step / (s.max_epochs * math.ceil(s.sample_size / s.batch_size)) * (s.eps_end - s.eps_start)
-            )
+            act(s.eps_start + step / steps * (s.eps_end - s.eps_start))
             q_values = net(batch[0]).gather(1, batch[1].unsqueeze(1)).squeeze(1)
             with torch.no_grad():
                 targets = batch[2] + s.gamma**s.n_step * target(batch[4]).amax(1).masked_fill(batch[3], 0.0)
