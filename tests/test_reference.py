@@ -32,7 +32,6 @@ def test_it_is_small_and_holds_no_checkpoint():
 
 def test_its_film_is_of_a_whole_episode():
     with Image.open(REFERENCE / "agent.gif") as film:
-        pauses = [
-            frame.info["duration"] for frame in ImageSequence.Iterator(film)
-        ]  # Pillow joins frames that are alike
+        # Pillow shows frames that are alike as one, for longer.
+        pauses = [frame.info["duration"] for frame in ImageSequence.Iterator(film)]
     assert sum(pauses) == 100 * 40  # milliseconds, for every other step of 200
