@@ -5,7 +5,7 @@
         --warm_start_steps 10000 --batch_size 32 --sample_size 416 --lr 1e-4 --sync_rate 1000 --hidden_size 512 \\
         --n_step 3 --clip_error 1 --eps_start 1 --eps_last_frame 100000
 
-Measured: only trained for some hundred steps, in its test
+Measured: test score -21 of 21 after 520 steps, which is nothing yet: a real run takes hours
 """
 
 from typing import Any
