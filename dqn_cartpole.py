@@ -517,10 +517,8 @@ class ImprovedDQN(DQNLightning):
             return super().sync_target()
         for target, weight in zip(self.target_net.parameters(), self.net.parameters()):
             target.lerp_(weight, self.hparams.tau)
-        for target, tracked in zip(
-            self.target_net.buffers(), self.net.buffers()
-        ):  # such as the mean of a normalization
-            target.copy_(tracked)
+        for target, statistic in zip(self.target_net.buffers(), self.net.buffers()):  # of normalization layers
+            target.copy_(statistic)
 
     def configure_optimizers(self) -> Any:
         optimizer = super().configure_optimizers()

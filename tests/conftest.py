@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 import dqn_cartpole
@@ -11,6 +12,11 @@ import dqn_cartpole
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     torch.set_num_threads(1)  # more would wait for each other: the networks are small
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    pl.seed_everything(0, verbose=False)  # a test passes always or never
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ class Notes(pl.Callback):
 
 @pytest.mark.parametrize("monitor", ["avg_reward", "val_reward"])
 def test_early_stopping(monitor):
-    stop, notes = EarlyStopping(monitor, mode="max", patience=0, stopping_threshold=1.0), Notes()
+    stop, notes = EarlyStopping(monitor, mode="max", patience=9, stopping_threshold=1.0), Notes()
     trainer = fit(DQNLightning(), 20, stop, notes, **VALIDATED)
     assert notes.metrics[monitor] > 1
     assert trainer.current_epoch < 10
