@@ -1,7 +1,7 @@
 """Train a Deep Q-Network (DQN) on CartPole with PyTorch Lightning.
 
     pip install -r requirements.txt
-    python dqn_cartpole.py                  # on the CPU; with --gpus 1 on a GPU
+    python dqn_cartpole.py                  # on the CPU, 20 s to a score of 200, the maximum; --gpus 1: on a GPU
     python dqn_cartpole.py --n_step 1 --lr_schedule constant    # plain DQN, without part 2
     tensorboard --logdir lightning_logs     # watch it learn
     python dqn_cartpole.py --resume         # after Ctrl-C, a crash or a kill: continue from the last validation
@@ -68,7 +68,20 @@ LOG_EVERY = 50  # logging interval of per-step metrics
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Part 1: DQN. On a first reading skip what saves and loads states and checkpoints, and Agent.actions: for --resume.
+# Part 1: DQN. The whole algorithm (Mnih et al., algorithm 1), and where to find its lines:
+#
+#     play random steps, to fill the replay buffer                  DQNLightning.populate
+#     for each epoch:                                               Lightning's Trainer
+#         draw a sample of the experiences in the buffer            RLDataset
+#         for each minibatch of the sample:                         DQNLightning.training_step
+#             act epsilon-greedily, store the experience            Agent.play_step
+#             target = r + gamma * max_a' Q_target(s', a')          DQNLightning.td_targets
+#             loss = mean of (Q(s, a) - target)^2                   DQNLightning.losses, dqn_mse_loss
+#             every sync_rate steps: Q_target = Q                   DQNLightning.sync_target
+#             take a gradient step on the loss                      Lightning, with configure_optimizers
+#         every few epochs: play greedily                           DQNLightning.validation_step
+#
+# On a first reading skip what is only for --resume: the methods that save and load a state, and Agent.actions.
 
 
 class DQN(nn.Module):
@@ -90,15 +103,14 @@ class DQN(nn.Module):
         return self.net(x.flatten(1).float())
 
 
-# One step in the environment. `done` means terminated (in CartPole: the pole fell), so that no reward follows.
+# A step in the environment, or many, with arrays. `done`: terminated (here: the pole fell), so that no reward follows.
 Experience = namedtuple("Experience", ["state", "action", "reward", "done", "new_state"])
 
 
 class ReplayBuffer:
     """The last `capacity` experiences, sampled with its own random generator (article, "Replay buffer").
 
-    Consecutive steps are correlated, and a network trained on them in order forgets the rest. Random samples break the
-    correlation and reuse experiences (Lin 1992).
+    Consecutive steps are correlated, and training on them in order forgets the rest; samples mix them (Lin 1992).
     """
 
     def __init__(self, capacity: int, seed: int | None = None) -> None:
@@ -176,10 +188,7 @@ class RLDataset(IterableDataset):
 
 
 class Agent:
-    """Acts in `env`, whose actions are discrete, and stores its experiences in `replay_buffer` (article, "Agent").
-
-    `seed` determines its exploration and the seed of each episode.
-    """
+    """Acts in `env` and stores its experiences in `replay_buffer` (article, "Agent"); `seed` is for its exploration."""
 
     def __init__(self, env: gym.Env, replay_buffer: ReplayBuffer, seed: int | None = None) -> None:
         self.env = env
@@ -243,14 +252,7 @@ def copy_observation(observation: Any, env: gym.Env) -> np.ndarray:
 
 
 class DQNLightning(pl.LightningModule):
-    """The DQN algorithm, as a LightningModule (article). Each argument is a flag, too; `Annotated` has its help text.
-
-    `Trainer.fit` calls, in this order:
-        on_fit_start: fill the replay buffer with random steps
-        for each epoch, RLDataset: draw a sample from the buffer
-            for each minibatch, training_step: act, compute the loss, sync the target network; a gradient step follows
-            every few epochs, validation_step: play greedily
-    """
+    """The DQN algorithm as a LightningModule (article). Each argument is a flag, too; `Annotated` has its help text."""
 
     agent_class = Agent  # override it in a subclass
 
@@ -273,7 +275,7 @@ class DQNLightning(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()  # Lightning finds all arguments, a subclass's too, and keeps them in self.hparams
-        self.env = self.make_env()
+        self.env = self.make_env()  # this and the next two can use self.hparams, but no attribute set after super()
         self.net = self.make_net()
         self.target_net = copy.deepcopy(self.net).requires_grad_(False).eval()
         buffer_seed, agent_seed = torch.randint(2**62, (2,)).tolist()  # determined by --seed
@@ -282,6 +284,7 @@ class DQNLightning(pl.LightningModule):
         self.criterion: nn.Module = nn.MSELoss(reduction="none")
         self.score = 0.0  # undiscounted sum of the rewards of the current episode; logged as total_reward
         self.scores: deque[float] = deque(maxlen=100)  # of the last finished episodes
+        self.avg_reward = 0.0  # their mean
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Q-values, float32 (batch, n_actions), of the observations `x` (batch, *observation shape)."""
@@ -306,7 +309,7 @@ class DQNLightning(pl.LightningModule):
         return self.trainer.estimated_stepping_batches
 
     def dqn_mse_loss(self, batch: Experience) -> torch.Tensor:
-        """The mean of the `losses` of a minibatch, squared errors unless a subclass has others (article, "Loss")."""
+        """The loss, by the article's name: the mean of `losses`, squared errors unless a subclass has others."""
         return self.losses(batch).mean()
 
     def losses(self, batch: Experience) -> torch.Tensor:
@@ -319,8 +322,9 @@ class DQNLightning(pl.LightningModule):
     def td_targets(self, batch: Experience) -> torch.Tensor:
         """What Q(s, a) should be, seen one step later: r + gamma * max_a' Q_target(s', a'), float32 (batch,).
 
-        Taking an estimate for the rest of the return is called bootstrapping. The target network, which gives it, is a
-        copy that lags behind: if every update moved the targets too, the network would chase its own tail.
+        With a reward of 1, gamma 0.99 and 10 for the best next action: 10.9; if the step ended the episode: 1. To take
+        an estimate for the rest of the return is called bootstrapping. It comes from the target network, a copy that
+        lags behind: if every update moved the targets too, the network would chase its own tail.
         """
         next_values = self.target_net(batch.new_state).amax(1)
         return batch.reward + self.hparams.gamma * next_values.masked_fill(batch.done, 0.0)  # no future after the end
@@ -384,20 +388,16 @@ class DQNLightning(pl.LightningModule):
         self.score += reward
         if episode_over:
             self.scores.append(self.score)
+            self.avg_reward = sum(self.scores) / len(self.scores)
             scalars |= {"total_reward": self.score, "avg_reward": self.avg_reward}
             self.score = 0.0
         if self.global_step % LOG_EVERY == 0:
             scalars |= {"reward": reward, "train_loss": loss.item(), "epsilon": self.epsilon}
             scalars["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-            scalars["q_mean"] = self.target_net(batch.state).amax(1).mean().item()  # needs no gradients
+            scalars["q_mean"] = self.target_net(batch.state).amax(1).mean().item()  # this network needs no gradients
         if scalars:
             for logger in self.loggers:  # `self.log` at every step would take longer than the learning
                 logger.log_metrics(scalars, step=self.global_step)
-
-    @property
-    def avg_reward(self) -> float:
-        """Mean score of the last 100 episodes, 0 before the first has ended."""
-        return sum(self.scores) / max(1, len(self.scores))
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(VAL_SEEDS, batch_size=len(VAL_SEEDS))  # the seeds of the episodes to play
@@ -438,14 +438,14 @@ class DQNLightning(pl.LightningModule):
         checkpoint["class"] = type(self).__name__
         if "optimizer_states" in checkpoint:  # not in best.ckpt, which is for playing only
             checkpoint["buffer"], checkpoint["agent"] = self.buffer.state_dict(), self.agent.state_dict()
-            checkpoint["scores"] = (self.score, list(self.scores))
+            checkpoint["scores"] = (self.score, self.avg_reward, list(self.scores))
             checkpoint["torch_rng"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "buffer" in checkpoint:
             self.agent.load_state_dict(checkpoint["agent"])  # before the buffer, to which it appends steps again
             self.buffer.load_state_dict(checkpoint["buffer"])
-            self.score, scores = checkpoint["scores"]
+            self.score, self.avg_reward, scores = checkpoint["scores"]
             self.scores = deque(scores, self.scores.maxlen)
             torch.set_rng_state(checkpoint["torch_rng"])
 
@@ -738,7 +738,7 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error(f"--episode_length {args.episode_length}: shorter than --n_step {n_step}; try --n_step 1")
     most = min(args.replay_size, args.warm_start_steps + 1 - n_step)  # at least n - 1 steps are still pending
     if not args.batch_size <= args.sample_size <= most:
-        parser.error(f"--sample_size {args.sample_size}: not from --batch_size to {most} (see --warm_start_steps)")
+        parser.error(f"--sample_size {args.sample_size}: must be from --batch_size to {most}; see --warm_start_steps")
 
 
 def main(args: argparse.Namespace) -> None:
