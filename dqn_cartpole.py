@@ -659,7 +659,7 @@ def run_folder(resume: str | None) -> Path:  # type: ignore[return]
 
 
 def add_flags(group: Any, module: type[DQNLightning]) -> list[str]:
-    """Add a flag for every argument with a default, of `module` and of the classes it extends; return their names."""
+    """Make flags of the arguments of `module` and its bases: `lr: Annotated[float, "learning rate"] = 5e-3` is --lr."""
     arguments: dict[str, inspect.Parameter] = {}
     for base in reversed(module.__mro__):
         if base not in pl.LightningModule.__mro__ and "__init__" in vars(base):
