@@ -1,6 +1,5 @@
 """Train a Deep Q-Network (DQN) on CartPole with PyTorch Lightning.
 
-    pip install -r requirements.txt
     python dqn_cartpole.py                  # on the CPU, 20 s to a score of 200, the maximum; --gpus 1: on a GPU
     python dqn_cartpole.py --n_step 1 --lr_schedule constant    # plain DQN, without part 2
     tensorboard --logdir lightning_logs     # watch it learn
@@ -78,10 +77,11 @@ LOG_EVERY = 50  # logging interval of per-step metrics
 #             target = r + gamma * max_a' Q_target(s', a')          DQNLightning.td_targets
 #             loss = mean of (Q(s, a) - target)^2                   DQNLightning.losses, dqn_mse_loss
 #             every sync_rate steps: Q_target = Q                   DQNLightning.sync_target
-#             take a gradient step on the loss                      Lightning, with configure_optimizers
+#             take a gradient step on the loss                      Lightning: zero_grad, backward, step
 #         every few epochs: play greedily                           DQNLightning.validation_step
 #
-# On a first reading skip what is only for --resume: the methods that save and load a state, and Agent.actions.
+# The program runs the subclass of part 2, which overrides some of these. On a first reading skip what is only for
+# --resume: the methods that save and load a state, and Agent.actions.
 
 
 class DQN(nn.Module):
@@ -165,8 +165,8 @@ class ReplayBuffer:
 class RLDataset(IterableDataset):
     """Each pass over this dataset is a new sample of `sample_size` experiences from `buffer` (article, "Dataset").
 
-    It yields minibatches of `batch_size` as tensors; by default single experiences, as in the article. Mnih et al. draw
-    each minibatch anew. Here the minibatches of an epoch are cut from one sample; newer experiences wait for the next.
+    It yields minibatches of `batch_size`, as tensors: 12 of 16 and one of 8 at the defaults of `DQNLightning`. Without
+    `batch_size`: single experiences, as in the article. (Mnih et al. draw each minibatch anew from all of the buffer.)
     """
 
     def __init__(self, buffer: ReplayBuffer, sample_size: int = 200, batch_size: int | None = None) -> None:
@@ -205,10 +205,7 @@ class Agent:
         self.state = copy_observation(observation, self.env)
 
     def get_action(self, net: nn.Module, epsilon: float, device: torch.device | str) -> int:
-        """Choose epsilon-greedily: a random action with probability `epsilon`, to explore, else the greedy one.
-
-        `net`, on `device` and in train mode, maps observations (1, *observation shape) to Q-values (1, n_actions).
-        """
+        """Choose epsilon-greedily: a random action with probability `epsilon`, to explore, else that of highest Q."""
         if self.rng.random() < epsilon:
             return int(self.rng.integers(self.env.action_space.n))
         state = torch.as_tensor(self.state, device=device).unsqueeze(0)
@@ -275,7 +272,7 @@ class DQNLightning(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()  # Lightning finds all arguments, a subclass's too, and keeps them in self.hparams
-        self.env = self.make_env()  # this and the next two can use self.hparams, but no attribute set after super()
+        self.env = self.make_env()  # make_env, make_net and make_buffer run before a subclass has attributes
         self.net = self.make_net()
         self.target_net = copy.deepcopy(self.net).requires_grad_(False).eval()
         buffer_seed, agent_seed = torch.randint(2**62, (2,)).tolist()  # determined by --seed
@@ -357,6 +354,7 @@ class DQNLightning(pl.LightningModule):
             self.agent.play_step(self.net, epsilon=1.0, device=self.device)
         self.agent.reset()
 
+    # What the algorithm is made of: override these for a network, an environment or a buffer of your own
     def make_env(self, **options: Any) -> gym.Env:
         """A new environment, for training or evaluation; gym.error.Error if DQN cannot play it.
 
@@ -382,6 +380,7 @@ class DQNLightning(pl.LightningModule):
     def make_buffer(self, seed: int) -> ReplayBuffer:
         return ReplayBuffer(self.hparams.replay_size, seed)
 
+    # Logging and evaluation
     def log_step(self, reward: float, episode_over: bool, loss: torch.Tensor, batch: Experience) -> None:
         """Keep the score. Log that of an episode that ends and, every `LOG_EVERY` steps, per-step metrics."""
         scalars: dict[str, float] = {}
@@ -394,7 +393,7 @@ class DQNLightning(pl.LightningModule):
         if self.global_step % LOG_EVERY == 0:
             scalars |= {"reward": reward, "train_loss": loss.item(), "epsilon": self.epsilon}
             scalars["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-            scalars["q_mean"] = self.target_net(batch.state).amax(1).mean().item()  # this network needs no gradients
+            scalars["q_mean"] = self.target_net(batch.state).amax(1).mean().item()  # builds no graph
         if scalars:
             for logger in self.loggers:  # `self.log` at every step would take longer than the learning
                 logger.log_metrics(scalars, step=self.global_step)
@@ -433,6 +432,7 @@ class DQNLightning(pl.LightningModule):
                     break
         return torch.tensor(scores, device=self.device)
 
+    # For --resume
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run needs beyond weights and optimizer; extend both hooks to add your own."""
         checkpoint["class"] = type(self).__name__
@@ -467,7 +467,10 @@ class NStepBuffer(ReplayBuffer):
         self.pending: list[Experience] = []  # the last steps of this episode; on resume, the agent's replay refills it
 
     def append(self, experience: Experience) -> None:
-        """Store the oldest pending step once n rewards are there; on termination all, since no reward follows."""
+        """Store the oldest pending step once n rewards are there; on termination all, since no reward follows.
+
+        With n = 3, an episode that terminates at its fifth step gives five experiences, of 3, 3, 3, 2 and 1 rewards.
+        """
         self.pending.append(experience)
         while len(self.pending) == self.n_step or (experience.done and self.pending):
             reward = sum(self.gamma**k * step.reward for k, step in enumerate(self.pending))
@@ -502,8 +505,8 @@ class ImprovedDQN(DQNLightning):
     def td_targets(self, batch: Experience) -> torch.Tensor:
         """n-step returns, second half: the new states are n steps later, so their values are discounted by gamma^n.
 
-        Double DQN: the online network selects the next action, the target network evaluates it. Using one for both
-        overestimates the values.
+        Double DQN: the online network selects the next action, the target network evaluates it. Using one for both, as
+        part 1 does, overestimates the values.
         """
         target_q_values = self.target_net(batch.new_state)
         selector = self.net(batch.new_state) if self.hparams.double_dqn else target_q_values
@@ -512,9 +515,12 @@ class ImprovedDQN(DQNLightning):
 
     @torch.no_grad()
     def sync_target(self) -> None:
-        """Soft updates: with `tau` below 1 the target network moves a little at every step (Lillicrap et al. 2016)."""
-        if self.hparams.tau == 1:
-            return super().sync_target()
+        """Soft updates: with `tau` below 1 the target network moves a little at every step (Lillicrap et al. 2016).
+
+        With `tau` = 1 it becomes a copy every `sync_rate` steps, as in part 1.
+        """
+        if self.hparams.tau == 1 and self.global_step % self.hparams.sync_rate != 0:
+            return
         for target, weight in zip(self.target_net.parameters(), self.net.parameters()):
             target.lerp_(weight, self.hparams.tau)
         for target, statistic in zip(self.target_net.buffers(), self.net.buffers()):  # of normalization layers
@@ -736,7 +742,7 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     n_step = getattr(args, "n_step", 1)
     if args.episode_length is not None and args.episode_length < n_step:
         parser.error(f"--episode_length {args.episode_length}: shorter than --n_step {n_step}; try --n_step 1")
-    most = min(args.replay_size, args.warm_start_steps + 1 - n_step)  # at least n - 1 steps are still pending
+    most = min(args.replay_size, args.warm_start_steps + 1 - n_step)  # up to n - 1 steps are still pending
     if not args.batch_size <= args.sample_size <= most:
         parser.error(f"--sample_size {args.sample_size}: must be from --batch_size to {most}; see --warm_start_steps")
 
