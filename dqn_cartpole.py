@@ -67,21 +67,21 @@ LOG_EVERY = 50  # logging interval of per-step metrics
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Part 1: DQN. The whole algorithm (Mnih et al., algorithm 1), and where to find its lines:
+# Part 1: DQN. The whole algorithm, and where to find its lines:
 #
-#     play random steps, to fill the replay buffer                  DQNLightning.populate
-#     for each epoch:                                               Lightning's Trainer
-#         draw a sample of the experiences in the buffer            RLDataset
-#         for each minibatch of the sample:                         DQNLightning.training_step
-#             act epsilon-greedily, store the experience            Agent.play_step
-#             target = r + gamma * max_a' Q_target(s', a')          DQNLightning.td_targets
-#             loss = mean of (Q(s, a) - target)^2                   DQNLightning.losses, dqn_mse_loss
-#             every sync_rate steps: Q_target = Q                   DQNLightning.sync_target
-#             take a gradient step on the loss                      Lightning: zero_grad, backward, step
-#         every few epochs: play greedily                           DQNLightning.validation_step
+#     play random steps, to fill the replay buffer                    DQNLightning.populate
+#     for each epoch (13 minibatches by default):                     Lightning's Trainer
+#         draw a sample from the buffer (in the paper: every step)    RLDataset; * ReplayBuffer
+#         for each minibatch of the sample:                           DQNLightning.training_step
+#             act epsilon-greedily, store the experience              Agent.play_step
+#             target = r + gamma * max_a' Q_target(s', a')            * DQNLightning.td_targets
+#             loss = mean of (Q(s, a) - target)^2                     DQNLightning.losses, dqn_mse_loss
+#             every sync_rate steps: Q_target = Q                     * DQNLightning.sync_target
+#             take a gradient step on the loss                        Lightning: zero_grad, backward, step
+#         every few epochs: play greedily                             DQNLightning.validation_step
 #
-# The program runs the subclass of part 2, which overrides some of these. On a first reading skip what is only for
-# --resume: the methods that save and load a state, and Agent.actions.
+# By default the program runs the subclass of part 2, which replaces what is marked *. On a first reading skip what is
+# only for --resume: the methods that save and load a state, and Agent.actions.
 
 
 class DQN(nn.Module):
@@ -103,7 +103,7 @@ class DQN(nn.Module):
         return self.net(x.flatten(1).float())
 
 
-# A step in the environment, or many, with arrays. `done`: terminated (here: the pole fell), so that no reward follows.
+# A step in the environment, or many as arrays. `done`: terminated (the pole fell), not cut by a time limit.
 Experience = namedtuple("Experience", ["state", "action", "reward", "done", "new_state"])
 
 
@@ -188,7 +188,7 @@ class RLDataset(IterableDataset):
 
 
 class Agent:
-    """Acts in `env` and stores its experiences in `replay_buffer` (article, "Agent"); `seed` is for its exploration."""
+    """Acts in `env` and stores its experiences in `replay_buffer` (article, "Agent"); `seed` is for its randomness."""
 
     def __init__(self, env: gym.Env, replay_buffer: ReplayBuffer, seed: int | None = None) -> None:
         self.env = env
@@ -271,8 +271,8 @@ class DQNLightning(pl.LightningModule):
         eps_last_frame: Annotated[int | None, "steps of the epsilon decay; None: the whole run"] = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()  # Lightning finds all arguments, a subclass's too, and keeps them in self.hparams
-        self.env = self.make_env()  # make_env, make_net and make_buffer run before a subclass has attributes
+        self.save_hyperparameters()  # of all arguments, a subclass's too: Lightning inspects the calling frames
+        self.env = self.make_env()  # make_* read self.hparams: attributes set after super().__init__() come later
         self.net = self.make_net()
         self.target_net = copy.deepcopy(self.net).requires_grad_(False).eval()
         buffer_seed, agent_seed = torch.randint(2**62, (2,)).tolist()  # determined by --seed
@@ -327,7 +327,7 @@ class DQNLightning(pl.LightningModule):
         return batch.reward + self.hparams.gamma * next_values.masked_fill(batch.done, 0.0)  # no future after the end
 
     def sync_target(self) -> None:
-        """Copy the weights to the target network every `sync_rate` steps."""
+        """Copy the weights, as they are before this step's update, to the target network every `sync_rate` steps."""
         if self.global_step % self.hparams.sync_rate == 0:
             self.target_net.load_state_dict(self.net.state_dict())
 
@@ -478,7 +478,7 @@ class NStepBuffer(ReplayBuffer):
             super().append(oldest._replace(reward=reward, done=experience.done, new_state=experience.new_state))
 
     def begin_episode(self) -> None:
-        """Drop the last steps of a truncated episode: fewer than n rewards follow, but the discount is gamma^n."""
+        """Drop the last steps of a truncated episode: fewer than n rewards followed, so gamma^n would be too much."""
         self.pending.clear()
 
 
@@ -523,7 +523,7 @@ class ImprovedDQN(DQNLightning):
             return
         for target, weight in zip(self.target_net.parameters(), self.net.parameters()):
             target.lerp_(weight, self.hparams.tau)
-        for target, statistic in zip(self.target_net.buffers(), self.net.buffers()):  # of normalization layers
+        for target, statistic in zip(self.target_net.buffers(), self.net.buffers()):  # such as running means
             target.copy_(statistic)
 
     def configure_optimizers(self) -> Any:
@@ -719,7 +719,7 @@ def parse_args(argv: Sequence[str] | None = None, module: type[DQNLightning] = I
             parser.error(f"{path} is a checkpoint of {owner}, not of {module.__name__}")
         parser.set_defaults(**trained, **settings)
         args = parser.parse_args(argv)  # again, now that the checkpoint's settings are the defaults
-        fixed = trained | ({"seed": settings["seed"]} if resume else {})
+        fixed = trained | ({"seed": settings["seed"]} if resume else {})  # the other settings may change
         for flag, value in fixed.items():
             if getattr(args, flag) != value:
                 parser.error(f"--{flag} {getattr(args, flag)}: {path} was trained with {value}; leave it out")
