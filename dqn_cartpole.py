@@ -1,7 +1,7 @@
 """Train a Deep Q-Network (DQN) on CartPole with PyTorch Lightning.
 
-    python dqn_cartpole.py                  # on the CPU, 20 s to a score of 200, the maximum; --gpus 1: on a GPU
-    python dqn_cartpole.py --n_step 1 --lr_schedule constant    # plain DQN, without part 2
+    pip install -r requirements.txt && python dqn_cartpole.py   # 20 s to a score of 200, the maximum; --gpus 1: a GPU
+    python dqn_cartpole.py --n_step 1 --lr_schedule constant    # plain DQN, the same as part 1 alone
     tensorboard --logdir lightning_logs     # watch it learn
     python dqn_cartpole.py --resume         # after Ctrl-C, a crash or a kill: continue from the last validation
     python dqn_cartpole.py --help           # every setting and its default
@@ -77,7 +77,7 @@ LOG_EVERY = 50  # logging interval of per-step metrics
 #             target = r + gamma * max_a' Q_target(s', a')            * DQNLightning.td_targets
 #             loss = mean of (Q(s, a) - target)^2                     DQNLightning.losses, dqn_mse_loss
 #             every sync_rate steps: Q_target = Q                     * DQNLightning.sync_target
-#             take a gradient step on the loss                        Lightning: zero_grad, backward, step
+#             take a gradient step on the loss                        Lightning; * configure_optimizers
 #         every few epochs: play greedily                             DQNLightning.validation_step
 #
 # By default the program runs the subclass of part 2, which replaces what is marked *. On a first reading skip what is
@@ -272,7 +272,7 @@ class DQNLightning(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()  # of all arguments, a subclass's too: Lightning inspects the calling frames
-        self.env = self.make_env()  # make_* read self.hparams: attributes set after super().__init__() come later
+        self.env = self.make_env()  # make_* run in super().__init__(): they have self.hparams, not what you set after
         self.net = self.make_net()
         self.target_net = copy.deepcopy(self.net).requires_grad_(False).eval()
         buffer_seed, agent_seed = torch.randint(2**62, (2,)).tolist()  # determined by --seed
@@ -288,7 +288,7 @@ class DQNLightning(pl.LightningModule):
         return self.net(x)
 
     def training_step(self, batch: Experience, batch_idx: int) -> torch.Tensor:
-        """Act once, and compute the loss (Mnih et al., algorithm 1); Lightning then takes one gradient step."""
+        """Act once, and compute the loss of `batch`. Lightning then calls zero_grad, backward and optimizer.step."""
         reward, episode_over = self.agent.play_step(self.net, self.epsilon, self.device)
         loss = self.dqn_mse_loss(batch)
         self.sync_target()
@@ -393,7 +393,7 @@ class DQNLightning(pl.LightningModule):
         if self.global_step % LOG_EVERY == 0:
             scalars |= {"reward": reward, "train_loss": loss.item(), "epsilon": self.epsilon}
             scalars["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-            scalars["q_mean"] = self.target_net(batch.state).amax(1).mean().item()  # builds no graph
+            scalars["q_mean"] = self.target_net(batch.state).amax(1).mean().item()  # target_net needs no gradients
         if scalars:
             for logger in self.loggers:  # `self.log` at every step would take longer than the learning
                 logger.log_metrics(scalars, step=self.global_step)
@@ -472,13 +472,17 @@ class NStepBuffer(ReplayBuffer):
         With n = 3, an episode that terminates at its fifth step gives five experiences, of 3, 3, 3, 2 and 1 rewards.
         """
         self.pending.append(experience)
+        # One pass once n steps are pending; on termination one for each of them.
         while len(self.pending) == self.n_step or (experience.done and self.pending):
             reward = sum(self.gamma**k * step.reward for k, step in enumerate(self.pending))
             oldest = self.pending.pop(0)
             super().append(oldest._replace(reward=reward, done=experience.done, new_state=experience.new_state))
 
     def begin_episode(self) -> None:
-        """Drop the last steps of a truncated episode: fewer than n rewards followed, so gamma^n would be too much."""
+        """Drop the last steps of a truncated episode: fewer than n rewards followed them.
+
+        `td_targets` would discount the value of the last state by gamma^n all the same.
+        """
         self.pending.clear()
 
 
@@ -523,7 +527,7 @@ class ImprovedDQN(DQNLightning):
             return
         for target, weight in zip(self.target_net.parameters(), self.net.parameters()):
             target.lerp_(weight, self.hparams.tau)
-        for target, statistic in zip(self.target_net.buffers(), self.net.buffers()):  # such as running means
+        for target, statistic in zip(self.target_net.buffers(), self.net.buffers()):  # PyTorch's, such as running means
             target.copy_(statistic)
 
     def configure_optimizers(self) -> Any:
