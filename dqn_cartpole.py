@@ -512,9 +512,11 @@ class ImprovedDQN(DQNLightning):
         Double DQN: the online network selects the next action, the target network evaluates it. Using one for both, as
         part 1 does, overestimates the values.
         """
-        target_q_values = self.target_net(batch.new_state)
-        selector = self.net(batch.new_state) if self.hparams.double_dqn else target_q_values
-        next_values = target_q_values.gather(1, selector.argmax(1, keepdim=True)).squeeze(1)
+        next_q_values = self.target_net(batch.new_state)
+        next_values = next_q_values.amax(1)
+        if self.hparams.double_dqn:
+            actions = self.net(batch.new_state).argmax(1, keepdim=True)
+            next_values = next_q_values.gather(1, actions).squeeze(1)
         return batch.reward + self.hparams.gamma**self.hparams.n_step * next_values.masked_fill(batch.done, 0.0)
 
     @torch.no_grad()
