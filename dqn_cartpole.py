@@ -166,7 +166,7 @@ class RLDataset(IterableDataset):
     """Each pass over this dataset is a new sample of `sample_size` experiences from `buffer` (article, "Dataset").
 
     It yields minibatches of `batch_size`, as tensors: 12 of 16 and one of 8 at the defaults of `DQNLightning`. Without
-    `batch_size`: single experiences, as in the article. (Mnih et al. draw each minibatch anew from all of the buffer.)
+    `batch_size`: single experiences, as in the article. Mnih et al. draw each minibatch from the buffer as it is then.
     """
 
     def __init__(self, buffer: ReplayBuffer, sample_size: int = 200, batch_size: int | None = None) -> None:
@@ -271,8 +271,8 @@ class DQNLightning(pl.LightningModule):
         eps_last_frame: Annotated[int | None, "steps of the epsilon decay; None: the whole run"] = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()  # of all arguments, a subclass's too: Lightning inspects the calling frames
-        self.env = self.make_env()  # make_* run in super().__init__(): they have self.hparams, not what you set after
+        self.save_hyperparameters()  # self.hparams: all arguments, a subclass's too (Lightning inspects the frames)
+        self.env = self.make_env()  # a subclass's make_* see self.hparams here, not what it sets after super()
         self.net = self.make_net()
         self.target_net = copy.deepcopy(self.net).requires_grad_(False).eval()
         buffer_seed, agent_seed = torch.randint(2**62, (2,)).tolist()  # determined by --seed
