@@ -166,7 +166,7 @@ class RLDataset(IterableDataset):
     """Each pass over this dataset is a new sample of `sample_size` experiences from `buffer` (article, "Dataset").
 
     It yields minibatches of `batch_size`, as tensors: 12 of 16 and one of 8 at the defaults of `DQNLightning`. Without
-    `batch_size`: single experiences, as in the article. Mnih et al. draw each minibatch from the buffer as it is then.
+    `batch_size`: single experiences, as in the article. (With one minibatch for each sample it is as in Mnih et al.)
     """
 
     def __init__(self, buffer: ReplayBuffer, sample_size: int = 200, batch_size: int | None = None) -> None:
@@ -272,7 +272,7 @@ class DQNLightning(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()  # self.hparams: all arguments, a subclass's too (Lightning inspects the frames)
-        self.env = self.make_env()  # a subclass's make_* see self.hparams here, not what it sets after super()
+        self.env = self.make_env()  # make_* run before the rest of a subclass's __init__: with self.hparams only
         self.net = self.make_net()
         self.target_net = copy.deepcopy(self.net).requires_grad_(False).eval()
         buffer_seed, agent_seed = torch.randint(2**62, (2,)).tolist()  # determined by --seed
@@ -288,7 +288,7 @@ class DQNLightning(pl.LightningModule):
         return self.net(x)
 
     def training_step(self, batch: Experience, batch_idx: int) -> torch.Tensor:
-        """Act once, and compute the loss of `batch`. Lightning then calls zero_grad, backward and optimizer.step."""
+        """Act once, and compute the loss of `batch`, drawn when the epoch began. Lightning then takes a gradient step."""
         reward, episode_over = self.agent.play_step(self.net, self.epsilon, self.device)
         loss = self.dqn_mse_loss(batch)
         self.sync_target()
@@ -529,7 +529,7 @@ class ImprovedDQN(DQNLightning):
             return
         for target, weight in zip(self.target_net.parameters(), self.net.parameters()):
             target.lerp_(weight, self.hparams.tau)
-        for target, statistic in zip(self.target_net.buffers(), self.net.buffers()):  # PyTorch's, such as running means
+        for target, statistic in zip(self.target_net.buffers(), self.net.buffers()):  # what it keeps but does not learn
             target.copy_(statistic)
 
     def configure_optimizers(self) -> Any:
