@@ -288,7 +288,7 @@ class DQNLightning(pl.LightningModule):
         return self.net(x)
 
     def training_step(self, batch: Experience, batch_idx: int) -> torch.Tensor:
-        """Act once, and compute the loss of `batch`, drawn when the epoch began. Lightning then takes a gradient step."""
+        """Act once, and compute the loss of `batch`, drawn when the epoch began; Lightning takes the gradient step."""
         reward, episode_over = self.agent.play_step(self.net, self.epsilon, self.device)
         loss = self.dqn_mse_loss(batch)
         self.sync_target()
