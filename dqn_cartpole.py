@@ -503,7 +503,7 @@ class ImprovedDQN(DQNLightning):
             self.criterion = nn.HuberLoss(reduction="none", delta=clip_error)
 
     def make_buffer(self, seed: int) -> ReplayBuffer:
-        """n-step returns, first half: the buffer adds up n rewards."""
+        """n-step returns, first half: the buffer adds up n rewards. (If yours does not, train with --n_step 1.)"""
         return NStepBuffer(self.hparams.replay_size, self.hparams.n_step, self.hparams.gamma, seed)
 
     def td_targets(self, batch: Experience) -> torch.Tensor:
