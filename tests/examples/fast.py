@@ -1,7 +1,7 @@
 """The same agent, bit for bit, in two thirds of the time: Lightning's loop is called once an epoch, not once a step.
 
     python -m tests.examples.fast
-Measured: 0.62 of the time of a step (tests/benchmarks/RESULTS.md)
+Measured: 0.61 of the time of a step (tests/benchmarks/RESULTS.md)
 """
 
 import math
