@@ -80,8 +80,7 @@ LOG_EVERY = 50  # logging interval of per-step metrics
 #             take a gradient step on the loss                        Lightning; * configure_optimizers
 #         every few epochs: play greedily                             DQNLightning.validation_step
 #
-# By default the program runs the subclass of part 2, which replaces what is marked *. On a first reading skip what is
-# only for --resume: the methods that save and load a state, and Agent.actions.
+# By default part 2's subclass runs, which replaces what is marked *. At first skip what saves and loads, for --resume.
 
 
 class DQN(nn.Module):
@@ -281,7 +280,6 @@ class DQNLightning(pl.LightningModule):
         self.criterion: nn.Module = nn.MSELoss(reduction="none")
         self.score = 0.0  # undiscounted sum of the rewards of the current episode; logged as total_reward
         self.scores: deque[float] = deque(maxlen=100)  # of the last finished episodes
-        self.avg_reward = 0.0  # their mean
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Q-values, float32 (batch, n_actions), of the observations `x` (batch, *observation shape)."""
@@ -380,14 +378,12 @@ class DQNLightning(pl.LightningModule):
     def make_buffer(self, seed: int) -> ReplayBuffer:
         return ReplayBuffer(self.hparams.replay_size, seed)
 
-    # Logging and evaluation
     def log_step(self, reward: float, episode_over: bool, loss: torch.Tensor, batch: Experience) -> None:
         """Keep the score. Log that of an episode that ends and, every `LOG_EVERY` steps, per-step metrics."""
         scalars: dict[str, float] = {}
         self.score += reward
         if episode_over:
             self.scores.append(self.score)
-            self.avg_reward = sum(self.scores) / len(self.scores)
             scalars |= {"total_reward": self.score, "avg_reward": self.avg_reward}
             self.score = 0.0
         if self.global_step % LOG_EVERY == 0:
@@ -397,6 +393,11 @@ class DQNLightning(pl.LightningModule):
         if scalars:
             for logger in self.loggers:  # `self.log` at every step would take longer than the learning
                 logger.log_metrics(scalars, step=self.global_step)
+
+    @property
+    def avg_reward(self) -> float:
+        """Mean score of the last 100 episodes, 0 before the first has ended."""
+        return sum(self.scores) / max(1, len(self.scores))
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(VAL_SEEDS, batch_size=len(VAL_SEEDS))  # the seeds of the episodes to play
@@ -432,20 +433,19 @@ class DQNLightning(pl.LightningModule):
                     break
         return torch.tensor(scores, device=self.device)
 
-    # For --resume
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run needs beyond weights and optimizer; extend both hooks to add your own."""
         checkpoint["class"] = type(self).__name__
         if "optimizer_states" in checkpoint:  # not in best.ckpt, which is for playing only
             checkpoint["buffer"], checkpoint["agent"] = self.buffer.state_dict(), self.agent.state_dict()
-            checkpoint["scores"] = (self.score, self.avg_reward, list(self.scores))
+            checkpoint["scores"] = (self.score, list(self.scores))
             checkpoint["torch_rng"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "buffer" in checkpoint:
             self.agent.load_state_dict(checkpoint["agent"])  # before the buffer, to which it appends steps again
             self.buffer.load_state_dict(checkpoint["buffer"])
-            self.score, self.avg_reward, scores = checkpoint["scores"]
+            self.score, scores = checkpoint["scores"]
             self.scores = deque(scores, self.scores.maxlen)
             torch.set_rng_state(checkpoint["torch_rng"])
 
@@ -742,7 +742,8 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     gpus = torch.cuda.device_count() or int(torch.backends.mps.is_available())
     if abs(args.gpus) > gpus:
         parser.error(f"--gpus {args.gpus}: the number of visible GPUs is {gpus}; --gpus 0 is the CPU")
-    for name in ("max_epochs", "val_check_interval", "batch_size", "sync_rate", "eps_last_frame", "n_step"):
+    counts = ("max_epochs", "val_check_interval", "batch_size", "sync_rate", "hidden_layers", "n_step")
+    for name in (*counts, "eps_last_frame"):
         if (value := getattr(args, name, None)) is not None and value < 1:
             parser.error(f"--{name} {value}: must be at least 1")
     n_step = getattr(args, "n_step", 1)
@@ -793,15 +794,14 @@ def main(args: argparse.Namespace) -> None:
         if not args.test:
             trainer.fit(model, ckpt_path=args.resume, weights_only=True)
         best = args.test or os.path.relpath(Path(trainer.log_dir, "checkpoints", "best.ckpt"))
-        (result,) = trainer.test(model, ckpt_path=best, weights_only=True, verbose=False)
+        (test,) = trainer.test(model, ckpt_path=best, weights_only=True, verbose=False)
     if not trainer.is_global_zero:
         return
 
-    reward, spread = result["test_reward"], result["test_reward_std"]
-    print(f"test_reward: {reward:.2f} +/- {spread:.2f} over {len(TEST_SEEDS)} episodes")
+    print(f"test_reward: {test['test_reward']:.2f} +/- {test['test_reward_std']:.2f} over {len(TEST_SEEDS)} episodes")
     print(f"tensorboard --logdir lightning_logs\n{program()} --test {shlex.quote(best)}")
     if logger:
-        logger.log_hyperparams({**args.dqn, **args.settings}, result, trainer.global_step)
+        logger.log_hyperparams({**args.dqn, **args.settings}, test, trainer.global_step)
         try:
             gif = Summary.Image(encoded_image_string=film(model, Path(logger.log_dir, "agent.gif")))
             logger.experiment.file_writer.add_summary(Summary(value=[Summary.Value(tag="video", image=gif)]))

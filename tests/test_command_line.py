@@ -411,6 +411,7 @@ BAD_INPUT = """
 --episode_length 4
 --episode_length 0
 --sync_rate 0
+--hidden_layers 0
 --n_step 0
 --eps_last_frame 0
 --n_step -1
@@ -456,7 +457,7 @@ def test_bad_input_ends_the_process_with_2(tmp_path):
 
 def test_a_warm_start_that_leaves_too_few_to_sample_says_what_to_do(folder):
     """Here 33 episodes of 9 steps, of which the time limit takes the last four."""
-    with pytest.raises(ValueError, match=r"165.*--warm_start_steps"):
+    with pytest.raises(ValueError, match="cannot sample 200 of 165 experiences: raise --warm_start_steps"):
         main("--env Endless9-v0 --warm_start_steps 300 --episode_length 9")
     main(f"{SHORT} --env Endless9-v0 --episode_length 9 --n_step 1")
     main(f"{SHORT} --env Endless9-v0 --episode_length 9 --warm_start_steps 400")
