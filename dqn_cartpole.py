@@ -435,7 +435,7 @@ class DQNLightning(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run needs beyond weights and optimizer; extend both hooks to add your own."""
-        checkpoint["class"] = type(self).__name__
+        checkpoint |= {"class": type(self).__name__, "global_step": self.global_step}  # a subclass may count its own
         if "optimizer_states" in checkpoint:  # not in best.ckpt, which is for playing only
             checkpoint["buffer"], checkpoint["agent"] = self.buffer.state_dict(), self.agent.state_dict()
             checkpoint["scores"] = (self.score, list(self.scores))
@@ -519,7 +519,6 @@ class ImprovedDQN(DQNLightning):
             next_values = next_q_values.gather(1, actions).squeeze(1)
         return batch.reward + self.hparams.gamma**self.hparams.n_step * next_values.masked_fill(batch.done, 0.0)
 
-    @torch.no_grad()
     def sync_target(self) -> None:
         """Soft updates: with `tau` below 1 the target network moves a little at every step (Lillicrap et al. 2016).
 
@@ -527,8 +526,9 @@ class ImprovedDQN(DQNLightning):
         """
         if self.hparams.tau == 1 and self.global_step % self.hparams.sync_rate != 0:
             return
-        for target, weight in zip(self.target_net.parameters(), self.net.parameters()):
-            target.lerp_(weight, self.hparams.tau)
+        with torch.no_grad():
+            for target, weight in zip(self.target_net.parameters(), self.net.parameters()):
+                target.lerp_(weight, self.hparams.tau)
         for target, statistic in zip(self.target_net.buffers(), self.net.buffers()):  # what it keeps but does not learn
             target.copy_(statistic)
 
@@ -558,17 +558,17 @@ class Progress(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: DQNLightning) -> None:
         print(f"{module.hparams.env} on {module.device}, logged in {os.path.relpath(trainer.logger.log_dir)}")
         hide = False if "ipykernel" in sys.modules else None  # None: hide it if there is no terminal
-        self.bar = tqdm(total=self.steps, initial=trainer.global_step, unit="step", mininterval=0.3, disable=hide)
+        self.bar = tqdm(total=self.steps, initial=module.global_step, unit="step", mininterval=0.3, disable=hide)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: DQNLightning, *_: Any) -> None:
-        if self.bar.update(trainer.global_step - self.bar.n):  # True if the bar was just drawn
+        if self.bar.update(module.global_step - self.bar.n):  # True if the bar was just drawn
             self.bar.set_postfix_str(f"avg_reward {module.avg_reward:.1f}, epsilon {module.epsilon:.2f}", refresh=False)
 
     @pl.utilities.rank_zero_only
     def on_validation_end(self, trainer: pl.Trainer, module: DQNLightning) -> None:
         reward, threshold = trainer.callback_metrics["val_reward"], getattr(module.env.spec, "reward_threshold", None)
         solved = " (solved)" if threshold is not None and reward >= threshold else ""
-        self.bar.write(f"step {trainer.global_step:,}: val_reward {reward:.2f}{solved}")
+        self.bar.write(f"step {module.global_step:,}: val_reward {reward:.2f}{solved}")
 
     def on_train_end(self, *_: Any) -> None:
         self.bar.close()
@@ -599,7 +599,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         if not validated and epoch != trainer.max_epochs:
             return
         if not all(weight.isfinite().all() for weight in module.net.parameters()):
-            raise FloatingPointError(f"a weight is not finite at step {trainer.global_step}: start with a lower --lr")
+            raise FloatingPointError(f"a weight is not finite at step {module.global_step}: start with a lower --lr")
         if validated and trainer.callback_metrics["val_reward"] >= self.best_reward:  # ties go to the newer
             self.best_reward = trainer.callback_metrics["val_reward"].item()
             self.save(trainer, "best.ckpt", weights_only=True)
@@ -801,7 +801,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"test_reward: {test['test_reward']:.2f} +/- {test['test_reward_std']:.2f} over {len(TEST_SEEDS)} episodes")
     print(f"tensorboard --logdir lightning_logs\n{program()} --test {shlex.quote(best)}")
     if logger:
-        logger.log_hyperparams({**args.dqn, **args.settings}, test, trainer.global_step)
+        logger.log_hyperparams({**args.dqn, **args.settings}, test, model.global_step)
         try:
             gif = Summary.Image(encoded_image_string=film(model, Path(logger.log_dir, "agent.gif")))
             logger.experiment.file_writer.add_summary(Summary(value=[Summary.Value(tag="video", image=gif)]))

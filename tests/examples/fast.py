@@ -1,38 +1,39 @@
-"""The same agent, bit for bit, in two thirds of the time: Lightning's loop is called once an epoch, not once a step.
+"""`python -m tests.examples.fast`: the same agent, bit for bit. Measured: 0.55 of the time of a step (RESULTS.md)."""
 
-    python -m tests.examples.fast
-Measured: 0.61 of the time of a step (tests/benchmarks/RESULTS.md)
-"""
-
-import math
-from typing import Any
-
-from torch.utils.data import DataLoader
-
-from dqn_cartpole import ImprovedDQN, RLDataset, main, parse_args
+from dqn_cartpole import Experience, ImprovedDQN, main, parse_args
 
 
 class Fast(ImprovedDQN):
-    def train_dataloader(self) -> DataLoader:
-        self.automatic_optimization = False  # only now, because Lightning would have refused --grad_clip
-        return DataLoader(RLDataset(self.buffer, self.hparams.sample_size, self.hparams.sample_size), batch_size=None)
+    global_step = 0  # counted here, because Lightning does not see these steps
 
-    def training_step(self, sample: Any, batch_idx: int) -> None:
-        optimizer, weights = self.optimizers(), list(self.net.parameters())
+    def train_dataloader(self):
+        self.automatic_optimization = False  # only now, because Lightning would have refused --grad_clip
+        loader = super().train_dataloader()
+        self.minibatches, loader.dataset.batch_size = len(loader), self.hparams.sample_size  # all of them as one
+        return loader
+
+    def training_step(self, sample: Experience, batch_idx: int) -> None:
+        optimizer, weights = self.optimizers(use_pl_optimizer=False), list(self.net.parameters())
         for batch in zip(*(field.split(self.hparams.batch_size) for field in sample)):
             for weight in weights:
                 weight.grad = None  # faster than optimizer.zero_grad()
             super().training_step(type(sample)(*batch), batch_idx).backward()
-            self.clip_gradients(optimizer)  # to --grad_clip
+            if self.trainer.gradient_clip_val:  # from --grad_clip
+                self.clip_gradients(optimizer)
             optimizer.step()
+            self.global_step += 1
         self.lr_schedulers().step()
 
-    def total_steps(self) -> float:  # for Lightning an epoch is one step here
-        return super().total_steps() * math.ceil(self.hparams.sample_size / self.hparams.batch_size)
+    def total_steps(self) -> float:
+        return super().total_steps() * self.minibatches
 
-    def validation_step(self, seeds: Any, batch_idx: int) -> None:
+    def validation_step(self, seeds: list[int], batch_idx: int) -> None:
         super().validation_step(seeds, batch_idx)
-        self.log("step", self.global_step - 1.0)  # where the point of val_reward goes; else at the number of epochs
+        self.log("step", self.global_step - 1.0)  # where the point of val_reward goes
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.global_step = checkpoint["global_step"]
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class Prioritized(ImprovedDQN):
         errors = losses.detach().sqrt().cpu().numpy()
         self.buffer.arrays.priority[batch.place.cpu().numpy()] = (errors + 1e-6) ** 0.6
         # What is sampled more often counts less each time: partly at first, and fully (beta = 1) at the end of the run.
-        beta = 0.4 + 0.6 * self.global_step / self.trainer.estimated_stepping_batches
+        beta = 0.4 + 0.6 * self.global_step / self.total_steps()
         return (batch.priority / batch.priority.min()) ** -beta * losses
 
 
