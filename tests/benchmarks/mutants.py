@@ -84,7 +84,7 @@ FAULTS = [
     ("parts", "target.lerp_(weight, self.hparams.tau)", "target.lerp_(weight, 1 - self.hparams.tau)"),
     ("parts", '"linear": 1 - progress', '"linear": progress'),
     ("environments", "envs = [stack.enter_context(self.make_env()) for", "envs = [self.make_env() for"),
-    ("environments", "    with model.env:  # closes it", "    if True:"),
+    ("environments", "    with model.env:  # closes it at the end", "    if True:"),
     ("environments", "max_episode_steps=limit", "max_episode_steps=None"),
     ("environments", "or env.action_space.start != 0:", "or False:"),
     ("environments", "        if env.observation_space.shape is None:", "        if False:"),
