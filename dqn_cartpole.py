@@ -1,6 +1,6 @@
 """Train a Deep Q-Network (DQN) on CartPole with PyTorch Lightning.
 
-    pip install -r requirements.txt && python dqn_cartpole.py   # 20 s to 200, the maximum score; on a GPU: --gpus 1
+    pip install -r requirements.txt && python dqn_cartpole.py   # reaches 200, the maximum, in 20 s (GPU: --gpus 1)
     python dqn_cartpole.py --n_step 1 --lr_schedule constant    # plain DQN, as in part 1
     tensorboard --logdir lightning_logs     # watch it learn
     python dqn_cartpole.py --resume         # after Ctrl-C, a crash or a kill: continue from the last validation
@@ -9,7 +9,7 @@
 Part 1 is DQN as in the article that this file rebuilds: Donal Byrne, "En-Lightning Reinforcement Learning: Building a
 DQN with PyTorch Lightning" (2020, pytorchlightning.ai/blog). The algorithm is from Mnih et al., "Human-level control
 through deep reinforcement learning", Nature 518 (2015). Part 2 adds later improvements: n-step returns and a decaying
-learning rate (on), double DQN, Huber loss and soft updates (off). Part 3 runs it. An agent of your own is a subclass:
+learning rate (on), double DQN, Huber loss and soft updates (off). Part 3 runs it. To build your own agent, subclass:
 
     from torch import nn
     from dqn_cartpole import ImprovedDQN, main, parse_args
@@ -60,7 +60,7 @@ try:
 except ModuleNotFoundError:  # gym 0.26, the last release before Gymnasium took over, has the same interface
     import gym
 
-# All validations share their seeds, so that checkpoints are comparable. The best one was partly lucky: test on others.
+# Validations share their seeds, so that checkpoints are comparable. The best is so partly by luck: test on other seeds.
 VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), range(2000, 2**31)
 EVAL_STEPS = 10_000  # step limit of an episode in validation or test
 LOG_EVERY = 50  # logging interval of per-step metrics
@@ -78,16 +78,16 @@ LOG_EVERY = 50  # logging interval of per-step metrics
 #             loss = mean of (Q(s, a) - target)^2                     DQNLightning.losses, dqn_mse_loss
 #             every sync_rate steps: Q_target = Q                     * DQNLightning.sync_target
 #             take a gradient step on the loss                        Lightning; * configure_optimizers
-#         every few epochs: play greedily                             DQNLightning.validation_step
+#         every 40 epochs: play greedily, to see how good it is       DQNLightning.validation_step
 #
 # *: replaced by part 2's subclass, which runs by default. On a first reading, skip the methods that save and load.
 
 
 class DQN(nn.Module):
-    """The network (`DQNLightning` is the algorithm): it estimates the Q-value of every action (article, "Model").
+    """The Q-network: it estimates the Q-value of every action (article, "Model"). The algorithm is `DQNLightning`.
 
     The return is the sum of the future rewards, each reward k steps ahead weighted by gamma^k. The Q-value of an action
-    is the expected return of taking it and acting optimally afterwards. An observation has `obs_size` numbers.
+    is the expected return of taking it and acting optimally afterwards. `obs_size` is the length of an observation.
     """
 
     def __init__(self, obs_size: int, n_actions: int, hidden_size: int = 128, hidden_layers: int = 1) -> None:
@@ -162,10 +162,10 @@ class ReplayBuffer:
 
 
 class RLDataset(IterableDataset):
-    """Each pass over this dataset is a new sample of `sample_size` experiences from `buffer` (article, "Dataset").
+    """The replay buffer as the dataset that Lightning needs: each pass, an epoch, is a new sample (article, "Dataset").
 
     It yields minibatches of `batch_size`, as tensors: 12 of 16 and one of 8 at the defaults of `DQNLightning`. Without
-    `batch_size`: single experiences, as in the article. (Mnih et al. draw anew for every step: `sample_size` 16, here.)
+    `batch_size`: single experiences, as in the article. Mnih et al. draw for every step; here a sample lasts for 13.
     """
 
     def __init__(self, buffer: ReplayBuffer, sample_size: int = 200, batch_size: int | None = None) -> None:
@@ -204,11 +204,11 @@ class Agent:
         self.state = copy_observation(observation, self.env)
 
     def get_action(self, net: nn.Module, epsilon: float, device: torch.device | str) -> int:
-        """Choose epsilon-greedily: with probability `epsilon` a random action, to explore, else that of highest Q."""
+        """Epsilon-greedy: with probability `epsilon` a random action, to explore; else that of the highest Q-value."""
         if self.rng.random() < epsilon:
             return int(self.rng.integers(self.env.action_space.n))
         state = torch.as_tensor(self.state, device=device).unsqueeze(0)
-        return int(net(state).argmax())
+        return int(net(state).argmax())  # a batch of one, in training mode: no BatchNorm
 
     @torch.no_grad()
     def play_step(self, net: nn.Module, epsilon: float = 0.0, device: torch.device | str = "cpu") -> tuple[float, bool]:
@@ -233,7 +233,7 @@ class Agent:
         return {"rng": self.rng.bit_generator.state, "seed": self.episode_seed, "actions": list(self.actions)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replay the unfinished episode. Its steps are appended to the buffer again, so restore that afterwards."""
+        """Replay the unfinished episode. Its steps are appended to the buffer again; restore the buffer afterwards."""
         self.reset(state["seed"])
         for action in state["actions"]:
             self.take(action)
@@ -241,14 +241,14 @@ class Agent:
 
 
 def copy_observation(observation: Any, env: gym.Env) -> np.ndarray:
-    """A copy (`env` may reuse the array), in a dtype that holds both it and its space; float64 becomes float32."""
+    """A copy (`env` may reuse the array), in a dtype for all values of its space and it; float64 becomes float32."""
     array = np.array(observation)
     dtype = np.result_type(array, env.observation_space.dtype)
     return array.astype(np.float32 if dtype == np.float64 else dtype, copy=False)
 
 
 class DQNLightning(pl.LightningModule):
-    """The DQN algorithm as a LightningModule (article). Its arguments are the flags; `Annotated` has their help."""
+    """The DQN algorithm as a LightningModule (article). Its arguments become flags; `Annotated` has their help."""
 
     agent_class = Agent  # override it in a subclass
 
@@ -267,7 +267,7 @@ class DQNLightning(pl.LightningModule):
         hidden_layers: Annotated[int, "hidden layers"] = 1,
         eps_start: Annotated[float, "initial epsilon, the probability of a random action"] = 0.7,
         eps_end: Annotated[float, "final epsilon"] = 0.02,
-        eps_last_frame: Annotated[int | None, "steps of the epsilon decay; None: the whole run"] = None,
+        eps_last_frame: Annotated[int | None, "steps over which epsilon decays; None: the whole run"] = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()  # self.hparams: all arguments, a subclass's too (Lightning inspects the call stack)
@@ -309,15 +309,15 @@ class DQNLightning(pl.LightningModule):
 
     def losses(self, batch: Experience) -> torch.Tensor:
         """The loss of each experience, float32 (batch,), so that a subclass can weight them."""
-        q_values = self.net(batch.state).gather(1, batch.action.unsqueeze(1)).squeeze(1)
-        with torch.no_grad():
+        q_values = self.net(batch.state).gather(1, batch.action.unsqueeze(1)).squeeze(1)  # of the actions taken
+        with torch.no_grad():  # the targets count as constants
             targets = self.td_targets(batch)
-        return self.criterion(q_values, targets)
+        return self.criterion(q_values, targets)  # squared errors
 
     def td_targets(self, batch: Experience) -> torch.Tensor:
-        """What Q(s, a) should be, seen one step later: r + gamma * max_a' Q_target(s', a'), float32 (batch,).
+        """A better estimate of Q(s, a), one step later: r + gamma * max_a' Q_target(s', a'), float32 (batch,).
 
-        With a reward of 1, gamma 0.99 and a best next Q-value of 10: 10.9; if the step ended the episode: 1. Using an
+        A reward of 1, gamma 0.99 and a best next Q-value of 10 make 10.9; if the step ended the episode, 1. Using an
         estimate for the rest of the return is called bootstrapping. It comes from the target network, a copy that lags
         behind: if every update moved the targets too, the network would chase its own tail.
         """
@@ -338,7 +338,7 @@ class DQNLightning(pl.LightningModule):
         return DataLoader(dataset, batch_size=None)  # the dataset makes the minibatches
 
     def on_fit_start(self) -> None:
-        """Fill the buffer with random steps, unless the run is resumed, which has restored it."""
+        """Fill the buffer with random steps, unless the run is resumed and the buffer restored."""
         if self.global_rank > 0:  # with several processes, each plays different episodes
             for part in (self.agent, self.buffer):
                 part.rng = np.random.Generator(part.rng.bit_generator.jumped(self.global_rank))
@@ -347,20 +347,20 @@ class DQNLightning(pl.LightningModule):
             self.populate(self.hparams.warm_start_steps)
 
     def populate(self, steps: int = 1000) -> None:
-        """Fill the replay buffer with `steps` random steps, then begin the first episode of training."""
+        """Fill the replay buffer with `steps` random steps, so that the first samples vary, then begin an episode."""
         for _ in range(steps):
             self.agent.play_step(self.net, epsilon=1.0, device=self.device)
         self.agent.reset()
 
-    # What the algorithm is made of: override these for a network, an environment or a buffer of your own
+    # The parts, each made by a method: override these for a network, an environment or a buffer of your own
     def make_env(self, **options: Any) -> gym.Env:
         """A new environment, for training or evaluation; gym.error.Error if DQN cannot play it.
 
         Array observations keep their shape. Others are flattened, a Dict by its keys, which Gymnasium sorts by name.
         """
-        unchecked = True if gym.__name__ == "gym" else None  # gym 0.26's checks fail with NumPy 2
+        disable_checker = True if gym.__name__ == "gym" else None  # gym 0.26's checks fail with NumPy 2
         limit = self.hparams.episode_length
-        env = gym.make(self.hparams.env, max_episode_steps=limit, disable_env_checker=unchecked, **options)
+        env = gym.make(self.hparams.env, max_episode_steps=limit, disable_env_checker=disable_checker, **options)
         if not env.observation_space.shape:
             with contextlib.suppress(NotImplementedError):  # what cannot be flattened is refused below
                 env = gym.wrappers.FlattenObservation(env)
@@ -379,7 +379,7 @@ class DQNLightning(pl.LightningModule):
         return ReplayBuffer(self.hparams.replay_size, seed)
 
     def log_step(self, reward: float, episode_over: bool, loss: torch.Tensor, batch: Experience) -> None:
-        """Keep the score. Log that of an episode that ends and, every `LOG_EVERY` steps, per-step metrics."""
+        """Log the score when an episode ends, and per-step metrics every `LOG_EVERY` steps."""
         scalars: dict[str, float] = {}
         self.score += reward
         if episode_over:
@@ -435,7 +435,7 @@ class DQNLightning(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run needs beyond weights and optimizer; extend both hooks to add your own."""
-        checkpoint |= {"class": type(self).__name__, "global_step": self.global_step}  # a subclass may have its own
+        checkpoint |= {"class": type(self).__name__, "global_step": self.global_step}  # a subclass may count steps
         if "optimizer_states" in checkpoint:  # not in best.ckpt, which is for playing only
             checkpoint["buffer"], checkpoint["agent"] = self.buffer.state_dict(), self.agent.state_dict()
             checkpoint["scores"] = (self.score, list(self.scores))
@@ -460,8 +460,9 @@ class DQNLightning(pl.LightningModule):
 class NStepBuffer(ReplayBuffer):
     """A replay buffer whose experiences span `n_step` steps (Sutton 1988; Hessel et al. 2018).
 
-    An experience holds a state, the action taken there, the discounted sum of the n rewards that followed, and the
-    state after them. Rewards propagate faster, at the price of a bias: the later actions are an older policy's.
+    An experience holds a state, the action taken there, the sum r_0 + gamma r_1 + ... + gamma^(n-1) r_(n-1) of the
+    rewards that followed, and the state after them; the target adds gamma^n times the value of that state. Rewards
+    propagate faster, at the price of a bias: the later actions were chosen by an older, exploratory policy.
     """
 
     def __init__(self, capacity: int, n_step: int, gamma: float, seed: int | None = None) -> None:
@@ -482,7 +483,7 @@ class NStepBuffer(ReplayBuffer):
             super().append(oldest._replace(reward=reward, done=experience.done, new_state=experience.new_state))
 
     def begin_episode(self) -> None:
-        """Drop the last steps of a truncated episode, which have fewer than n rewards: `td_targets` assumes n."""
+        """Drop the last steps of a truncated episode: `td_targets` assumes n rewards, and they have fewer."""
         self.pending.clear()
 
 
@@ -495,7 +496,7 @@ class ImprovedDQN(DQNLightning):
         lr_schedule: Annotated[Literal["constant", "linear", "cosine"], "decay of lr over the run"] = "cosine",
         double_dqn: Annotated[bool, "let the online network select the next action (van Hasselt et al. 2016)"] = False,
         clip_error: Annotated[float | None, "delta of the Huber loss (Mnih et al.: 1); None: squared errors"] = None,
-        tau: Annotated[float, "below 1: instead of copies, move the target by this share at every step"] = 1.0,
+        tau: Annotated[float, "below 1: soft updates of the target, by this share at every step; 1: copies"] = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)  # saves all arguments, these too, in self.hparams; then calls make_buffer
@@ -503,14 +504,14 @@ class ImprovedDQN(DQNLightning):
             self.criterion = nn.HuberLoss(reduction="none", delta=clip_error)
 
     def make_buffer(self, seed: int) -> ReplayBuffer:
-        """n-step returns, first half: the buffer adds up n rewards. (If yours does not, train with --n_step 1.)"""
+        """n-step returns, first half: the buffer adds up n rewards. (A buffer that does not needs --n_step 1.)"""
         return NStepBuffer(self.hparams.replay_size, self.hparams.n_step, self.hparams.gamma, seed)
 
     def td_targets(self, batch: Experience) -> torch.Tensor:
         """n-step returns, second half: the new states are n steps later, so their values are discounted by gamma^n.
 
         Double DQN: the online network selects the next action, the target network evaluates it. Using one for both, as
-        part 1 does, overestimates the values.
+        part 1 does, overestimates the values: the maximum prefers the action whose error is the highest.
         """
         next_q_values = self.target_net(batch.new_state)
         next_values = next_q_values.amax(1)
@@ -529,7 +530,7 @@ class ImprovedDQN(DQNLightning):
         with torch.no_grad():
             for target, weight in zip(self.target_net.parameters(), self.net.parameters()):
                 target.lerp_(weight, self.hparams.tau)
-        for target, statistic in zip(self.target_net.buffers(), self.net.buffers()):  # BatchNorm's statistics
+        for target, statistic in zip(self.target_net.buffers(), self.net.buffers()):  # if it has any
             target.copy_(statistic)
 
     def configure_optimizers(self) -> Any:
@@ -593,7 +594,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
             self.best_reward = -math.inf
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: DQNLightning) -> None:
-        """Save between two epochs, when no sample is half used."""
+        """Save between two epochs, so that no sample is left half used."""
         epoch = trainer.current_epoch + 1
         validated = epoch % (trainer.check_val_every_n_epoch or 1) == 0
         if not validated and epoch != trainer.max_epochs:
