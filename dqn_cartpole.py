@@ -60,7 +60,7 @@ try:
 except ModuleNotFoundError:  # gym 0.26, the last release before Gymnasium took over, has the same interface
     import gym
 
-# Validations share their seeds, so that checkpoints are comparable. The best is so partly by luck: test on other seeds.
+# Validations share their seeds, so that checkpoints are comparable. The best is partly luck, so the test has others.
 VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), range(2000, 2**31)
 EVAL_STEPS = 10_000  # step limit of an episode in validation or test
 LOG_EVERY = 50  # logging interval of per-step metrics
@@ -165,7 +165,7 @@ class RLDataset(IterableDataset):
     """The replay buffer as the dataset that Lightning needs: each pass, an epoch, is a new sample (article, "Dataset").
 
     It yields minibatches of `batch_size`, as tensors: 12 of 16 and one of 8 at the defaults of `DQNLightning`. Without
-    `batch_size`: single experiences, as in the article. Mnih et al. draw for every step; here a sample lasts for 13.
+    `batch_size`: single experiences, as in the article. Mnih et al. draw a sample at every step; here one lasts 13.
     """
 
     def __init__(self, buffer: ReplayBuffer, sample_size: int = 200, batch_size: int | None = None) -> None:
@@ -241,7 +241,7 @@ class Agent:
 
 
 def copy_observation(observation: Any, env: gym.Env) -> np.ndarray:
-    """A copy (`env` may reuse the array), in a dtype for all values of its space and it; float64 becomes float32."""
+    """A copy (`env` may reuse the array), its dtype wide enough for its space; float64 becomes float32."""
     array = np.array(observation)
     dtype = np.result_type(array, env.observation_space.dtype)
     return array.astype(np.float32 if dtype == np.float64 else dtype, copy=False)
@@ -435,7 +435,7 @@ class DQNLightning(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run needs beyond weights and optimizer; extend both hooks to add your own."""
-        checkpoint |= {"class": type(self).__name__, "global_step": self.global_step}  # a subclass may count steps
+        checkpoint |= {"class": type(self).__name__, "global_step": self.global_step}  # examples/fast.py counts it
         if "optimizer_states" in checkpoint:  # not in best.ckpt, which is for playing only
             checkpoint["buffer"], checkpoint["agent"] = self.buffer.state_dict(), self.agent.state_dict()
             checkpoint["scores"] = (self.score, list(self.scores))
