@@ -4,7 +4,7 @@
 
 The speed of the mountain car is at most 0.07, its position up to 1.2: without the wrapper a network hardly sees the
 speed. The bounds are those of the observation space, which have to be finite (CartPole's are not).
-Measured: MountainCar-v0, ten seeds:
+Measured: MountainCar-v0 with the line in tests/benchmarks/recipes.txt, ten seeds: -101.19 in the median
 """
 
 from typing import Any
