@@ -530,7 +530,7 @@ class ImprovedDQN(DQNLightning):
         with torch.no_grad():
             for target, weight in zip(self.target_net.parameters(), self.net.parameters()):
                 target.lerp_(weight, self.hparams.tau)
-        for target, statistic in zip(self.target_net.buffers(), self.net.buffers()):  # if it has any
+        for target, statistic in zip(self.target_net.buffers(), self.net.buffers()):  # PyTorch's, such as running means
             target.copy_(statistic)
 
     def configure_optimizers(self) -> Any:

@@ -9,7 +9,7 @@ class Fast(ImprovedDQN):
     def train_dataloader(self):
         self.automatic_optimization = False  # only now, because Lightning would have refused --grad_clip
         loader = super().train_dataloader()
-        self.minibatches, loader.dataset.batch_size = len(loader), self.hparams.sample_size  # all of them as one
+        self.minibatches, loader.dataset.batch_size = len(loader), self.hparams.sample_size  # one call an epoch
         return loader
 
     def training_step(self, sample: Experience, batch_idx: int) -> None:
@@ -27,7 +27,7 @@ class Fast(ImprovedDQN):
     def total_steps(self) -> float:
         return super().total_steps() * self.minibatches
 
-    def validation_step(self, seeds: list[int], batch_idx: int) -> None:
+    def validation_step(self, seeds, batch_idx: int) -> None:
         super().validation_step(seeds, batch_idx)
         self.log("step", self.global_step - 1.0)  # where the point of val_reward goes
 
