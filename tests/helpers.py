@@ -1,5 +1,6 @@
 """What the tests share: run the script, in this process or as a person does, and read back what it wrote."""
 
+import copy
 import multiprocessing
 import os
 import shlex
@@ -92,6 +93,13 @@ def fit(model: pl.LightningModule, epochs: int = 1, *callbacks: pl.Callback, **s
 
 def load(path: Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def state_of(model: dqn_cartpole.DQNLightning) -> dict[str, Any]:
+    """A copy of what the model adds to a last.ckpt."""
+    checkpoint: dict[str, Any] = {"optimizer_states": []}
+    model.on_save_checkpoint(checkpoint)
+    return copy.deepcopy(checkpoint)
 
 
 def last_of(run: Path) -> Path:

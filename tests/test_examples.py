@@ -216,7 +216,8 @@ def test_dueling_and_prioritized_combine(straight):
     folder, _ = straight("both")
     checkpoint = last(folder)
     assert {"net.net.2.value.weight", "net.net.2.advantage.weight"} <= checkpoint["state_dict"].keys()
-    assert len(checkpoint["buffer"]["arrays"][-1].unique()) > 100
+    arrays = checkpoint["buffer"][1]
+    assert len(arrays[-1].unique()) > 100
 
 
 # What a program reaches in 250 epochs: the best mean score of a validation.

@@ -15,7 +15,7 @@ import gymnasium as gym
 import pytest
 import pytorch_lightning as pl
 import torch
-from helpers import FORKS, RUN, fit, last_of, load, main, run_script, same, scalars, write_to
+from helpers import FORKS, RUN, fit, last_of, load, main, run_script, same, scalars, state_of, write_to
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
@@ -72,7 +72,7 @@ def test_a_model_checkpoint_of_the_best_validation_is_resumed(tmp_path):
     assert best.best_model_score > 5
     resumed, _ = train(6, "resumed", ckpt_path=tmp_path / "stopped" / "last.ckpt", weights_only=True)
     assert same(dict(resumed.state_dict()), dict(straight.state_dict()))
-    assert same(resumed.agent.state_dict(), straight.agent.state_dict())
+    assert same(state_of(resumed), state_of(straight))
 
 
 def test_the_checkpoints_of_this_file_resume_in_a_plain_trainer(tmp_path):

@@ -1,6 +1,5 @@
 """Each part of dqn_cartpole.py by itself: network, memory, dataset, agent, algorithm, evaluation."""
 
-import copy
 from collections import Counter, deque
 
 import gymnasium as gym
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from helpers import FixedQ, Toy, fit, same
+from helpers import FixedQ, Toy, fit, same, state_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -327,10 +326,11 @@ def test_an_observation_keeps_its_values_and_its_spaces_dtype_where_that_can_hol
 @pytest.mark.parametrize("count", [0, 1, 5, 10, 11, 37])
 def test_buffer_goes_on_from_its_saved_state(count):
     """Empty, in part full, full and wrapped: what it holds, what it draws and what it forgets next."""
-    buffer, again = filled(10, count, seed=1), ReplayBuffer(10, seed=2)
+    models = [DQNLightning(replay_size=10) for _ in range(2)]
+    buffer, again = models[0].buffer, models[1].buffer = filled(10, count, seed=1), ReplayBuffer(10, seed=2)
     if count:
         buffer.sample(1)
-    again.load_state_dict(copy.deepcopy(buffer.state_dict()))
+    models[1].on_load_checkpoint(state_of(models[0]))
     for i in range(count, count + 15):
         assert len(again) == len(buffer)
         buffer.append(experience(i))
@@ -343,16 +343,14 @@ def test_buffer_goes_on_from_its_saved_state(count):
 def test_agent_goes_on_from_its_saved_state_in_the_middle_of_an_episode(steps, n_step):
     """With n-step returns the steps that wait are no part of the state: the agent plays them again."""
     net = nn.Linear(4, 2)
-    envs = [gym.make("CartPole-v0", max_episode_steps=25) for _ in range(2)]
-    buffers = [NStepBuffer(30, n_step, 0.9, seed) for seed in (1, 2)]
-    agents = [Agent(env, buffer, seed) for seed, (env, buffer) in enumerate(zip(envs, buffers))]
+    models = [ImprovedDQN(episode_length=25, replay_size=30, n_step=n_step) for _ in range(2)]
+    agents, buffers = [model.agent for model in models], [model.buffer for model in models]
     for _ in range(steps):
         agents[0].play_step(net, epsilon=0.5)
-    state = copy.deepcopy({"agent": agents[0].state_dict(), "buffer": buffers[0].state_dict()})
+    state = state_of(models[0])
     for _ in range(5):
         agents[1].play_step(net)  # it was somewhere else
-    agents[1].load_state_dict(state["agent"])
-    buffers[1].load_state_dict(state["buffer"])
+    models[1].on_load_checkpoint(state)
     for _ in range(100):
         assert np.array_equal(agents[1].state, agents[0].state)
         assert agents[1].play_step(net, epsilon=0.5) == agents[0].play_step(net, epsilon=0.5)
@@ -657,9 +655,9 @@ def test_an_evaluation_that_does_not_end_is_cut(monkeypatch):
 
 def test_evaluation_does_not_touch_the_agents_episode():
     model = small()
-    state = copy.deepcopy(model.agent.state_dict())
+    state = state_of(model)
     model.play_episodes(torch.arange(5))
-    assert same(model.agent.state_dict(), state)
+    assert same(state_of(model), state)
     assert len(model.buffer) == 0
 
 

@@ -7,7 +7,6 @@ The curves show the rewards without the bonus. Measured: test score -144.01 in t
 """
 
 import math
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -25,7 +24,7 @@ class CountBonus(gym.Wrapper):
         self.planes = np.random.default_rng(0).normal(size=(BITS, size))  # states on the same sides of all count as one
         self.counts = np.zeros(2**BITS, np.int64)
 
-    def step(self, action: int) -> tuple[Any, ...]:
+    def step(self, action: int) -> tuple:
         observation, self.earned, *rest = self.env.step(action)
         place = int((self.planes @ observation.ravel() > 0) @ 2 ** np.arange(BITS))
         self.counts[place] += 1
@@ -44,16 +43,17 @@ class CountingAgent(Agent):
         _, episode_over = super().take(action)
         return float(self.env.earned), episode_over
 
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"counts": torch.from_numpy(self.counts_before)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.env.counts[:] = state["counts"].numpy()  # from before the episode that is now replayed, and counted
-        super().load_state_dict(state)
-
 
 class Counting(ImprovedDQN):
     agent_class = CountingAgent
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["counts"] = torch.from_numpy(self.agent.counts_before)
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.agent.env.counts[:] = checkpoint["counts"].numpy()  # before the unfinished episode is played again
+        super().on_load_checkpoint(checkpoint)
 
 
 if __name__ == "__main__":
