@@ -77,7 +77,7 @@ FAULTS = [
     ("parts", "new_state=experience.new_state))", "new_state=oldest.new_state))"),
     ("parts", "        self.pending.clear()\n", "        pass\n"),
     ("parts", "delta=clip_error", "delta=1.0"),
-    ("parts", "self.hparams.gamma**self.hparams.n_step * next", "self.hparams.gamma * next"),
+    ("parts", "self.hparams.gamma**self.buffer.n_step * next", "self.hparams.gamma * next"),
     ("parts", "if self.hparams.double_dqn:", "if True:"),
     ("parts", "self.net(batch.new_state).argmax(1", "next_q_values.argmax(1"),
     ("parts", "            target.copy_(statistic)\n", "            pass\n"),
