@@ -17,8 +17,8 @@ learning rate (on), double DQN, Huber loss and soft updates (off). Part 3 runs i
     from dqn_cartpole import ImprovedDQN, main, parse_args
 
     class MyDQN(ImprovedDQN):
-        def __init__(self, slope: float = 0.01, **kwargs):  # becomes the flag --slope
-            super().__init__(**kwargs)  # stores all arguments, including slope, in self.hparams; then calls make_net
+        def __init__(self, lr: float = 3e-3, slope: float = 0.1, **kwargs):  # a default of its own, and a new flag
+            super().__init__(lr=lr, **kwargs)  # stores all arguments, slope too, in self.hparams; then calls make_net
 
         def make_net(self):
             obs_size, n_actions = self.env.observation_space.shape[0], self.env.action_space.n
@@ -26,6 +26,8 @@ learning rate (on), double DQN, Huber loss and soft updates (off). Part 3 runs i
             return nn.Sequential(hidden, activation, nn.Linear(self.hparams.hidden_size, n_actions))
 
     main(parse_args(module=MyDQN))
+
+tests/examples has more: other networks, prioritized replay, action masks, images, exploration, a faster step.
 """
 
 from __future__ import annotations
