@@ -248,12 +248,12 @@ class DQNLightning(pl.LightningModule):
         sample_size: Annotated[int, "experiences sampled for an epoch of sample_size / batch_size steps"] = 200,
         batch_size: Annotated[int, "experiences in a minibatch; the larger, the fewer steps in an epoch"] = 16,
         lr: Annotated[float, "learning rate"] = 5e-3,
-        gamma: Annotated[float, "discount factor"] = 0.98,
+        gamma: Annotated[float, "discount factor"] = 0.99,
         sync_rate: Annotated[int, "steps between updates of the target network"] = 10,
         hidden_size: Annotated[int, "units in a hidden layer"] = 128,
         hidden_layers: Annotated[int, "hidden layers"] = 1,
         eps_start: Annotated[float, "initial epsilon, the probability of a random action"] = 0.7,
-        eps_end: Annotated[float, "final epsilon"] = 0.1,
+        eps_end: Annotated[float, "final epsilon"] = 0.02,
         eps_last_frame: Annotated[int | None, "steps over which epsilon decays, if not the whole run"] = None,
     ) -> None:
         super().__init__()
@@ -494,7 +494,7 @@ class ImprovedDQN(DQNLightning):
 
     def __init__(
         self,
-        n_step: Annotated[int, "rewards summed before bootstrapping"] = 8,
+        n_step: Annotated[int, "rewards summed before bootstrapping"] = 5,
         lr_schedule: Annotated[Literal["constant", "linear", "cosine"], "decay of lr over the run"] = "cosine",
         double_dqn: Annotated[bool, "let the online network select the next action (van Hasselt et al. 2016)"] = False,
         clip_error: Annotated[float | None, "delta of a Huber loss, if not squared errors (Mnih et al.: 1)"] = None,
