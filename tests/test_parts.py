@@ -380,6 +380,15 @@ def test_target_is_the_reward_and_the_discounted_value_of_the_next_state():
     assert targets.tolist() == pytest.approx([1 + 0.9 * 10, -2 + 0.9 * 10, 1])
 
 
+def test_the_target_is_discounted_once_if_the_buffer_does_not_sum():
+    class Plain(ImprovedDQN):
+        def make_buffer(self, seed):
+            return ReplayBuffer(self.hparams.replay_size, seed)
+
+    model = by_hand(Plain, [1, 3], [10, 4], gamma=0.9)
+    assert model.td_targets(batch_of([1], [False], [0])).tolist() == pytest.approx([1 + 0.9 * 10])
+
+
 def test_n_step_target_is_discounted_n_times():
     model = by_hand(ImprovedDQN, [1, 3], [10, 4], gamma=0.9, n_step=3)
     targets = model.td_targets(batch_of([1.0, 1.0], [False, True], [0, 0]))

@@ -1,5 +1,7 @@
 """A subclass in a file of its own gets flags, checkpoints, resume, test and film."""
 
+import re
+import textwrap
 from typing import Annotated, Any, Literal
 
 import gymnasium as gym
@@ -9,6 +11,7 @@ import torch
 from helpers import RUN, Toy, last_of, load, main, run_script, same, scalars
 from torch import nn
 
+import dqn_cartpole
 from dqn_cartpole import Agent, DQNLightning, ImprovedDQN, NStepBuffer, parse_args
 from tests.examples.one_simulator import OneSimulator
 
@@ -163,35 +166,15 @@ def test_its_arguments_are_saved_and_loaded_and_refused_when_they_change(folder,
         assert f"error: {flag.split()[0]} " in capsys.readouterr().err.splitlines()[-1]
 
 
-PROGRAM = '''
-from torch import nn
-
-from dqn_cartpole import ImprovedDQN, main, parse_args
-
-
-class MyDQN(ImprovedDQN):
-    """The example in the file's head."""
-
-    def __init__(self, width: int = 64, **kwargs):
-        super().__init__(**kwargs)
-
-    def make_net(self):
-        return nn.Sequential(nn.Linear(4, self.hparams.width), nn.Tanh(), nn.Linear(self.hparams.width, 2))
-
-
-if __name__ == "__main__":
-    main(parse_args(module=MyDQN))
-'''
-
-
-def test_a_program_of_its_own_prints_commands_that_name_it(tmp_path):
+def test_the_program_in_the_files_head_runs_and_prints_commands_that_name_it(tmp_path):
     program = tmp_path / "my program.py"
-    program.write_text(PROGRAM)
-    done = run_script("--width", "16", *SHORT.split(), cwd=tmp_path, script=program)
+    program.write_text(textwrap.dedent(re.search(r"subclass:\n\n(.*main\(.*?\n)", dqn_cartpole.__doc__, re.S).group(1)))
+    done = run_script("--slope", "0.3", "--hidden_size", "16", *SHORT.split(), cwd=tmp_path, script=program)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1].startswith(f"python '{program}' --test ")
     checkpoint = load(last_of(tmp_path / RUN))
-    assert (checkpoint["hyper_parameters"]["width"], len(checkpoint["state_dict"]["net.0.bias"])) == (16, 16)
+    assert {"slope": 0.3, "lr": 3e-3}.items() <= checkpoint["hyper_parameters"].items()
+    assert len(checkpoint["state_dict"]["net.0.bias"]) == 16
 
 
 # What it can override
