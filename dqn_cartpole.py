@@ -71,23 +71,21 @@ LOG_EVERY = 50  # logging interval of per-step metrics
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Part 1: DQN. Lightning's Trainer has the training loop; with `DQNLightning` and the default settings it is this one.
-# "part 2" marks what the subclass there, which runs by default, does in another way.
+# Part 1: DQN. The default run is that of part 2's subclass; --n_step 1 --lr_schedule constant runs what stands here.
+# The training loop is in Lightning's Trainer. Written out, it is this one:
 #
-#     model.populate(1000)                         # random steps, to fill the replay buffer
-#     loader = model.train_dataloader()            # an RLDataset
-#     for epoch in range(1200):
-#         for batch in loader:                     # draws 200 experiences from the ReplayBuffer, as 13 minibatches
-#             loss = model.training_step(batch)
-#                 act epsilon-greedily, store the step                Agent.play_step
-#                 target = r + gamma * max_a' Q_target(s', a')        td_targets         part 2
-#                 loss = mean of (Q(s, a) - target)^2                 losses, dqn_mse_loss
-#                 every 10 steps: Q_target = Q                        sync_target        part 2
+#     model.populate(1000)                            # fill the replay buffer with random steps
+#     for epoch in range(1200):                       # RLDataset draws a sample of 200 from the replay buffer
+#         for i, batch in enumerate(dataloader):      # 12 minibatches of 16, and the remaining 8
+#             loss = model.training_step(batch, i)
+#             #   act epsilon-greedily, store the step             in Agent.play_step
+#             #   target = r + gamma * max_a' Q_target(s', a')     in td_targets
+#             #   loss = mean of (Q(s, a) - target)^2              in losses, dqn_mse_loss
+#             #   every 10 steps: Q_target = Q                     in sync_target
 #             optimizer.zero_grad(); loss.backward(); optimizer.step()
-#         every 40 epochs: model.validation_step()          # play greedily, to see how good the agent is
+#         every 40 epochs: model.validation_step(...)       # play greedily, to see how good the agent is
 #
-# The sample of 200 is the article's: most DQNs draw each minibatch anew. That learns no better here, and takes longer:
-# --sample_size 16 --max_epochs 15600.
+# Most DQNs draw each minibatch anew. Here that learns no better and takes longer: --sample_size 16 --max_epochs 15600.
 
 
 class DQN(nn.Module):
@@ -109,20 +107,19 @@ class DQN(nn.Module):
         return self.net(x.flatten(1).float())
 
 
-# A step in the environment, or a batch of them. `done`: the new state is terminal; a time limit does not make it so.
+# A step in the environment, or a batch of them. `done`: the new state is terminal, not just where a time limit cut.
 Experience = namedtuple("Experience", ["state", "action", "reward", "done", "new_state"])
 
 
 class ReplayBuffer:
     """The last `capacity` experiences, sampled with its own random generator.
 
-    Consecutive steps are alike; a network trained on them in order forgets what it learned before (Lin 1992).
+    Consecutive steps are correlated, and a network trained on them in order forgets; a sample mixes old and new ones.
     """
-
-    n_step = 1  # steps that an experience spans
 
     def __init__(self, capacity: int, seed: int | None = None) -> None:
         self.capacity = capacity
+        self.n_step = 1  # steps that an experience spans
         self.appended = 0  # experiences so far, overwritten ones included
         self.arrays: Experience | None = None  # an array for each field, once the shape of a state is known
         self.rng = np.random.default_rng(seed)
@@ -193,7 +190,7 @@ class Agent:
         self.reset()
 
     def reset(self, seed: int | None = None) -> None:
-        """Begin an episode, whose `seed` is random by default; its first observation becomes `state`."""
+        """Begin an episode, by default with a random `seed`; its first observation becomes `state`."""
         self.episode_seed = int(self.rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop)) if seed is None else seed
         self.actions: list[int] = []  # of this episode; with its seed, they let a resumed run repeat it
         self.replay_buffer.begin_episode()
@@ -205,7 +202,7 @@ class Agent:
         if self.rng.random() < epsilon:
             return int(self.rng.integers(self.env.action_space.n))
         state = torch.as_tensor(self.state, device=device).unsqueeze(0)
-        return int(net(state).argmax())  # BatchNorm would fail on this batch of one
+        return int(net(state).argmax())
 
     @torch.no_grad()
     def play_step(self, net: nn.Module, epsilon: float = 0.0, device: torch.device | str = "cpu") -> tuple[float, bool]:
@@ -228,7 +225,7 @@ class Agent:
 
 
 def copy_observation(observation: Any, env: gym.Env) -> np.ndarray:
-    """A copy, because `env` may reuse the array; its dtype can hold the whole space, but float64 becomes float32."""
+    """A copy, because `env` may reuse the array, widened to the dtype of its space; float64 becomes float32."""
     array = np.array(observation)
     dtype = np.result_type(array, env.observation_space.dtype)
     return array.astype(np.float32 if dtype == np.float64 else dtype, copy=False)
@@ -236,8 +233,6 @@ def copy_observation(observation: Any, env: gym.Env) -> np.ndarray:
 
 class DQNLightning(pl.LightningModule):
     """The DQN algorithm as a LightningModule. Its arguments become flags, with the help text in `Annotated`."""
-
-    agent_class = Agent  # override it in a subclass
 
     def __init__(
         self,
@@ -263,7 +258,7 @@ class DQNLightning(pl.LightningModule):
         self.target_net = copy.deepcopy(self.net).requires_grad_(False).eval()
         buffer_seed, agent_seed = torch.randint(2**62, (2,)).tolist()  # determined by --seed
         self.buffer = self.make_buffer(buffer_seed)
-        self.agent = self.agent_class(self.env, self.buffer, agent_seed)
+        self.agent = self.make_agent(agent_seed)
         self.criterion: nn.Module = nn.MSELoss(reduction="none")
         self.score = 0.0  # undiscounted sum of the rewards of the current episode; logged as total_reward
         self.scores: deque[float] = deque(maxlen=100)  # of the last finished episodes
@@ -279,7 +274,7 @@ class DQNLightning(pl.LightningModule):
         self.agent.reset()
 
     def train_dataloader(self) -> DataLoader:
-        """Called once: each pass over the loader, an epoch, draws a new sample."""
+        """Lightning calls this once. Each pass over the loader is an epoch, with a new sample."""
         dataset = RLDataset(self.buffer, self.hparams.sample_size, self.hparams.batch_size)
         return DataLoader(dataset, batch_size=None)  # the dataset makes the minibatches
 
@@ -339,7 +334,7 @@ class DQNLightning(pl.LightningModule):
         if len(self.buffer) == 0:
             self.populate(self.hparams.warm_start_steps)
 
-    # The parts, each made by a method: override these for a network, an environment or a buffer of your own
+    # The parts, each made by a method: override it for one of your own
     def make_env(self, **options: Any) -> gym.Env:
         """A new environment, for training or evaluation; gym.error.Error if DQN cannot play it.
 
@@ -359,11 +354,15 @@ class DQNLightning(pl.LightningModule):
 
     def make_net(self) -> nn.Module:
         """The network: from observations (batch, *shape), in their own dtype, to Q-values (batch, n_actions)."""
+        # The agent acts with it in training mode and on one state at a time, so use no BatchNorm or Dropout.
         obs_size, n_actions = math.prod(self.env.observation_space.shape), int(self.env.action_space.n)
         return DQN(obs_size, n_actions, self.hparams.hidden_size, self.hparams.hidden_layers)
 
     def make_buffer(self, seed: int) -> ReplayBuffer:
         return ReplayBuffer(self.hparams.replay_size, seed)
+
+    def make_agent(self, seed: int) -> Agent:
+        return Agent(self.env, self.buffer, seed)
 
     def log_step(self, reward: float, episode_over: bool, loss: torch.Tensor, batch: Experience) -> None:
         """Log the score when an episode ends, and per-step metrics every `LOG_EVERY` steps."""
@@ -433,7 +432,7 @@ class DQNLightning(pl.LightningModule):
         checkpoint["rng"] = (torch.get_rng_state(), agent.rng.bit_generator.state, buffer.rng.bit_generator.state)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the same; the environment is brought to where it was by taking the episode's actions again."""
+        """Restore what was added. Taking the episode's actions again brings the environment to where it was."""
         if "buffer" not in checkpoint:
             return
         agent, buffer = self.agent, self.buffer
@@ -442,7 +441,7 @@ class DQNLightning(pl.LightningModule):
         agent.reset(episode_seed)
         for action in actions:
             agent.take(action)
-        buffer.appended, arrays = checkpoint["buffer"]  # only now, as those steps were stored once more
+        buffer.appended, arrays = checkpoint["buffer"]  # last, because those steps were stored again
         if arrays:
             buffer.allocate(arrays[0][0].numpy())
             for array, saved in zip(buffer.arrays, arrays):
@@ -454,9 +453,9 @@ class DQNLightning(pl.LightningModule):
 # ---------------------------------------------------------------------------------------------------------------------
 # Part 2: what later papers added, each by overriding a method or two
 #
-# In validations, 520 steps apart, plain DQN reaches 195, which solves CartPole-v0, at step 3,120 (median of ten seeds).
-# n-step returns bring that down to 2,080. A decaying learning rate keeps what was learned: with it the worst seed still
-# scores 200 at the end, without it 147. tests/benchmarks/RESULTS.md has what each addition does alone.
+# Plain DQN solves CartPole-v0 (a validation at 195 or more) at step 3,120, the median of ten seeds; with n-step returns
+# it takes 2,080. A decaying learning rate keeps what was learned: with both, the worst seed ends at 200, without the
+# decay at 147. tests/benchmarks/RESULTS.md has what each addition does alone.
 
 
 class NStepBuffer(ReplayBuffer):
@@ -503,14 +502,14 @@ class ImprovedDQN(DQNLightning):
     ) -> None:
         super().__init__(**kwargs)  # saves all arguments, these too, in self.hparams; then calls make_buffer
         if clip_error is not None:
-            self.criterion = nn.HuberLoss(reduction="none", delta=clip_error)
+            self.criterion = nn.HuberLoss(reduction="none", delta=clip_error)  # half the square of a small error
 
     def make_buffer(self, seed: int) -> ReplayBuffer:
         """The first half of n-step returns: the buffer sums n rewards."""
         return NStepBuffer(self.hparams.replay_size, self.hparams.n_step, self.hparams.gamma, seed)
 
     def td_targets(self, batch: Experience) -> torch.Tensor:
-        """The second half: the new states are n steps later, so their values are discounted by gamma^n.
+        """The second half: the new states are n steps later, so the target discounts their values by gamma^n.
 
         Double DQN: the online network selects the next action, the target network evaluates it. Using one for both, as
         part 1 does, overestimates the values: the maximum prefers actions whose error is positive.
@@ -524,11 +523,9 @@ class ImprovedDQN(DQNLightning):
         return batch.reward + self.hparams.gamma**self.buffer.n_step * next_values.masked_fill(batch.done, 0.0)
 
     def sync_target(self) -> None:
-        """Soft updates: with `tau` below 1 the target network moves a little at every step (Lillicrap et al. 2016).
-
-        With `tau` = 1 it becomes a copy every `sync_rate` steps, as in part 1.
-        """
-        if self.hparams.tau == 1 and self.global_step % self.hparams.sync_rate != 0:
+        """Soft updates: with `tau` below 1 the target network moves a little at every step (Lillicrap et al. 2016)."""
+        if self.hparams.tau == 1:
+            super().sync_target()
             return
         with torch.no_grad():
             for target, weight in zip(self.target_net.parameters(), self.net.parameters()):
@@ -541,7 +538,7 @@ class ImprovedDQN(DQNLightning):
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)]
 
     def lr_factor(self, _epoch: int) -> float:
-        """Multiplier of `lr`, which PyTorch asks for after each epoch: unless constant, it falls from 1 to 0."""
+        """Multiplier of `lr`, updated after each epoch; unless constant, it falls from 1 to 0 over the run."""
         progress = min(1.0, self.global_step / self.total_steps())
         factors = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
         return factors[self.hparams.lr_schedule]
@@ -796,7 +793,7 @@ def main(args: argparse.Namespace) -> None:
     )
     with model.env:  # closes it at the end
         if not args.test:
-            trainer.fit(model, ckpt_path=args.resume, weights_only=True)
+            trainer.fit(model, ckpt_path=args.resume, weights_only=True)  # here: torch.load runs no code
         best = args.test or os.path.relpath(Path(trainer.log_dir, "checkpoints", "best.ckpt"))
         (test,) = trainer.test(model, ckpt_path=best, weights_only=True, verbose=False)
     if not trainer.is_global_zero:

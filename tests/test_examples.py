@@ -310,8 +310,8 @@ def test_priorities_decide_what_is_sampled():
 
 def test_a_bonus_is_learned_from_but_not_shown():
     count_bonus = pytest.importorskip("tests.examples.count_bonus")
-    buffer = dqn_cartpole.ReplayBuffer(100)
-    agent = count_bonus.CountingAgent(dqn_cartpole.gym.make("CartPole-v1"), buffer, seed=0)
+    model = count_bonus.Counting(env="CartPole-v1", n_step=1)
+    agent, buffer = model.agent, model.buffer
     rewards = [agent.take(step % 2)[0] for step in range(50)]
     assert rewards == [1.0] * 50
     bonuses = buffer.arrays.reward[:50] - 1

@@ -188,10 +188,11 @@ class Cycles(Agent):
 
 
 class OwnAgent(ImprovedDQN):
-    agent_class = Cycles
+    def make_agent(self, seed):
+        return Cycles(self.env, self.buffer, seed)
 
 
-def test_agent_class(folder):
+def test_make_agent(folder):
     main(SHORT, OwnAgent)
     model = OwnAgent(n_step=1)
     model.populate(100)

@@ -195,8 +195,8 @@ def watch(trainer, model, clock):
     module = type(model)
     hooks = [(type(callback), name) for callback in trainer.callbacks for name in vars(type(callback))]
     for owner, name, label in [
-        (module.agent_class, "get_action", "act"),
-        (module.agent_class, "play_step", "environment, and store"),
+        (type(model.agent), "get_action", "act"),
+        (type(model.agent), "play_step", "environment, and store"),
         (module, "dqn_mse_loss", "forward"),
         (torch.Tensor, "backward", "backward"),
         (torch.optim.Optimizer, "zero_grad", "optimizer"),

@@ -11,7 +11,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from torch import nn
 
 from dqn_cartpole import Agent, ImprovedDQN, main, parse_args
@@ -35,24 +34,25 @@ class AppendMask(gym.Wrapper):
 
 
 class MaskedAgent(Agent):
-    def get_action(self, net: nn.Module, epsilon: float, device: torch.device | str) -> int:
+    def get_action(self, net: nn.Module, epsilon: float, device: Any) -> int:
         if self.rng.random() < epsilon:
             return int(self.rng.choice(np.flatnonzero(self.state[-self.env.action_space.n :])))
         return super().get_action(net, 0.0, device)
 
 
 class ActionMasks(ImprovedDQN):
-    agent_class = MaskedAgent
-
     def __init__(self, env: str = TAXI, **kwargs: Any) -> None:
         super().__init__(env=env, **kwargs)
 
     def make_env(self, **options: Any) -> gym.Env:
         return AppendMask(super().make_env(**options))
 
+    def make_agent(self, seed: int) -> Agent:
+        return MaskedAgent(self.env, self.buffer, seed)
+
     def make_net(self) -> nn.Module:
         net, n_actions = super().make_net(), int(self.env.action_space.n)
-        net.register_forward_hook(lambda _, x, q_values: q_values.masked_fill(x[0][:, -n_actions:] == 0, -torch.inf))
+        net.register_forward_hook(lambda _, x, q_values: q_values.masked_fill(x[0][:, -n_actions:] == 0, -np.inf))
         return net
 
 

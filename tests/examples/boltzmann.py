@@ -28,8 +28,6 @@ class BoltzmannAgent(Agent):
 
 
 class Boltzmann(ImprovedDQN):
-    agent_class = BoltzmannAgent
-
     def __init__(
         self,
         temp_start: Annotated[float, "temperature at the first step"] = 10.0,
@@ -40,6 +38,9 @@ class Boltzmann(ImprovedDQN):
         **kwargs: Any,
     ) -> None:
         super().__init__(eps_start=eps_start, eps_end=eps_end, **kwargs)
+
+    def make_agent(self, seed: int) -> Agent:
+        return BoltzmannAgent(self.env, self.buffer, seed)
 
     @property
     def temperature(self) -> float:

@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from dqn_cartpole import Agent, ImprovedDQN, ReplayBuffer, main, parse_args
+from dqn_cartpole import Agent, ImprovedDQN, main, parse_args
 
 BONUS, BITS = 0.1, 10  # for the first visit; and the size of the hash that tells states apart
 
@@ -32,9 +32,6 @@ class CountBonus(gym.Wrapper):
 
 
 class CountingAgent(Agent):
-    def __init__(self, env: gym.Env, replay_buffer: ReplayBuffer, seed: int | None = None) -> None:
-        super().__init__(CountBonus(env), replay_buffer, seed)
-
     def reset(self, seed: int | None = None) -> None:
         self.counts_before = self.env.counts.copy()
         super().reset(seed)
@@ -45,7 +42,8 @@ class CountingAgent(Agent):
 
 
 class Counting(ImprovedDQN):
-    agent_class = CountingAgent
+    def make_agent(self, seed: int) -> Agent:
+        return CountingAgent(CountBonus(self.env), self.buffer, seed)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         super().on_save_checkpoint(checkpoint)
