@@ -741,7 +741,7 @@ def parse_args(argv: Sequence[str] | None = None, module: type[DQNLightning] = I
 def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Refuse settings that cannot work, and say which."""
     gpus = torch.cuda.device_count() or int(torch.backends.mps.is_available())
-    if abs(args.gpus) > gpus:
+    if not -min(gpus, 1) <= args.gpus <= gpus:
         parser.error(f"--gpus {args.gpus}: the number of visible GPUs is {gpus}; --gpus 0 is the CPU")
     counts = ("max_epochs", "val_check_interval", "batch_size", "sync_rate", "hidden_layers", "n_step")
     for name in (*counts, "eps_last_frame"):

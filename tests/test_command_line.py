@@ -420,6 +420,7 @@ BAD_INPUT = """
 --val_check_interval 0
 --epochs 5
 --gpus 999
+--gpus -2
 --gpus all
 --env CartPoll-v0
 --env CartPole-v9

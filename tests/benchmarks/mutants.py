@@ -121,7 +121,7 @@ FAULTS = [
     ("command_line", '        logger.finalize("success")\n', ""),
     ("command_line", "        logger.log_hyperparams(args.settings)\n", ""),
     ("command_line", "        except Exception as error:  # a failed", "        except KeyError as error:  # a failed"),
-    ("command_line", "    if abs(args.gpus) > gpus:", "    if False:"),
+    ("command_line", "    if not -min(gpus, 1) <= args.gpus <= gpus:", "    if False:"),
 ]
 
 
