@@ -1,8 +1,7 @@
 """Train a Deep Q-Network (DQN) on CartPole with PyTorch Lightning.
 
     pip install -r requirements.txt
-    python dqn_cartpole.py                  # reaches the maximum score, 200, in 20 s
-    python dqn_cartpole.py --gpus 1         # on a GPU
+    python dqn_cartpole.py                  # reaches the maximum score, 200, in 20 s; --gpus 1 trains on a GPU
     tensorboard --logdir lightning_logs     # watch it learn
     python dqn_cartpole.py --n_step 1 --lr_schedule constant    # plain DQN, as in part 1
     python dqn_cartpole.py --resume         # after Ctrl-C, a crash or a kill: continue from the last validation
@@ -10,8 +9,9 @@
 
 Part 1 is DQN as in the article that this file rebuilds: Donal Byrne, "En-Lightning Reinforcement Learning: Building a
 DQN with PyTorch Lightning" (2020, pytorchlightning.ai/blog). The algorithm is from Mnih et al., "Human-level control
-through deep reinforcement learning", Nature 518 (2015). Part 2 adds later improvements: n-step returns and a decaying
-learning rate (on), double DQN, Huber loss and soft updates (off). Part 3 runs it. To build your own agent, subclass:
+through deep reinforcement learning", Nature 518 (2015). Part 2 extends it: by default n-step returns and a decaying
+learning rate, on demand double DQN, a Huber loss and soft updates. Part 3 runs it. To build your own agent, subclass
+(tests/examples has more: other networks, prioritized replay, action masks, images, exploration):
 
     from torch import nn
     from dqn_cartpole import ImprovedDQN, main, parse_args
@@ -26,8 +26,6 @@ learning rate (on), double DQN, Huber loss and soft updates (off). Part 3 runs i
             return nn.Sequential(hidden, activation, nn.Linear(self.hparams.hidden_size, n_actions))
 
     main(parse_args(module=MyDQN))
-
-tests/examples has more: other networks, prioritized replay, action masks, images, exploration, a faster step.
 """
 
 from __future__ import annotations
@@ -71,21 +69,22 @@ LOG_EVERY = 50  # logging interval of per-step metrics
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Part 1: DQN. The default run is that of part 2's subclass; --n_step 1 --lr_schedule constant runs what stands here.
+# Part 1: DQN. By default part 2's subclass runs; --n_step 1 --lr_schedule constant makes it do what part 1 does.
 # The training loop is in Lightning's Trainer. Written out, it is this one:
 #
-#     model.populate(1000)                            # fill the replay buffer with random steps
-#     for epoch in range(1200):                       # RLDataset draws a sample of 200 from the replay buffer
-#         for i, batch in enumerate(dataloader):      # 12 minibatches of 16, and the remaining 8
-#             loss = model.training_step(batch, i)
+#     model.populate(1000)                                        # fill the replay buffer with random steps
+#     for epoch in range(1200):
+#         for batch in split(model.buffer.sample(200), 16):       # in RLDataset; 12 minibatches of 16 and one of 8
+#             loss = model.training_step(batch)
 #             #   act epsilon-greedily, store the step             in Agent.play_step
 #             #   target = r + gamma * max_a' Q_target(s', a')     in td_targets
 #             #   loss = mean of (Q(s, a) - target)^2              in losses, dqn_mse_loss
 #             #   every 10 steps: Q_target = Q                     in sync_target
 #             optimizer.zero_grad(); loss.backward(); optimizer.step()
-#         every 40 epochs: model.validation_step(...)       # play greedily, to see how good the agent is
+#         every 40 epochs: model.validation_step()                # play greedily, to see how good the agent is
 #
-# Most DQNs draw each minibatch anew. Here that learns no better and takes longer: --sample_size 16 --max_epochs 15600.
+# One sample for 13 steps is the article's way. The usual one, a sample for each step, learns no better here and takes
+# longer: --sample_size 16 --max_epochs 15600.
 
 
 class DQN(nn.Module):
@@ -107,19 +106,16 @@ class DQN(nn.Module):
         return self.net(x.flatten(1).float())
 
 
-# A step in the environment, or a batch of them. `done`: the new state is terminal, not just where a time limit cut.
+# A step in the environment, or a batch of them. `done`: the new state is terminal; a time limit does not make it so.
 Experience = namedtuple("Experience", ["state", "action", "reward", "done", "new_state"])
 
 
 class ReplayBuffer:
-    """The last `capacity` experiences, sampled with its own random generator.
-
-    Consecutive steps are correlated, and a network trained on them in order forgets; a sample mixes old and new ones.
-    """
+    """The last `capacity` experiences; a random sample breaks the correlation of consecutive steps (Lin 1992)."""
 
     def __init__(self, capacity: int, seed: int | None = None) -> None:
         self.capacity = capacity
-        self.n_step = 1  # steps that an experience spans
+        self.n_step = 1  # steps that an experience spans; part 2's buffer has more
         self.appended = 0  # experiences so far, overwritten ones included
         self.arrays: Experience | None = None  # an array for each field, once the shape of a state is known
         self.rng = np.random.default_rng(seed)
@@ -237,7 +233,7 @@ class DQNLightning(pl.LightningModule):
     def __init__(
         self,
         env: Annotated[str, "id of the environment; module:Name-v0 imports the module first"] = "CartPole-v0",
-        episode_length: Annotated[int | None, "time limit in steps, if not the environment's own"] = None,
+        episode_length: Annotated[int | None, "time limit in steps (unset: the environment's own)"] = None,
         replay_size: Annotated[int, "capacity of the replay buffer"] = 5000,
         warm_start_steps: Annotated[int, "random steps before the first training step"] = 1000,
         sample_size: Annotated[int, "experiences sampled for an epoch of sample_size / batch_size steps"] = 200,
@@ -249,7 +245,7 @@ class DQNLightning(pl.LightningModule):
         hidden_layers: Annotated[int, "hidden layers"] = 1,
         eps_start: Annotated[float, "initial epsilon, the probability of a random action"] = 0.7,
         eps_end: Annotated[float, "final epsilon"] = 0.02,
-        eps_last_frame: Annotated[int | None, "steps over which epsilon decays, if not the whole run"] = None,
+        eps_last_frame: Annotated[int | None, "steps over which epsilon decays (unset: the whole run)"] = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()  # self.hparams: all arguments, a subclass's too (Lightning inspects the call stack)
@@ -312,10 +308,14 @@ class DQNLightning(pl.LightningModule):
 
         A reward of 1, gamma 0.99 and a best next Q-value of 10 make 10.9; if the new state is terminal, 1. Using an
         estimate for the rest of the return is called bootstrapping. It comes from the target network, a copy that lags
-        behind the online network, `net`: if every update moved the targets too, it would chase its own tail.
+        behind the online network, `net`, which would chase its own tail if every update moved its targets too.
         """
-        next_values = self.target_net(batch.new_state).amax(1)
-        return batch.reward + self.hparams.gamma * next_values.masked_fill(batch.done, 0.0)  # terminal: 0
+        next_values = self.next_values(batch.new_state).masked_fill(batch.done, 0.0)  # terminal: 0
+        return batch.reward + self.hparams.gamma**self.buffer.n_step * next_values  # n_step is 1 here
+
+    def next_values(self, new_states: torch.Tensor) -> torch.Tensor:
+        """max_a' Q_target(s', a') of each new state s', float32 (batch,)."""
+        return self.target_net(new_states).amax(1)
 
     def sync_target(self) -> None:
         """Every `sync_rate` steps, before the gradient step, copy the weights to the target network."""
@@ -422,7 +422,7 @@ class DQNLightning(pl.LightningModule):
     # Saving and resuming
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run needs beyond weights and optimizer; extend both hooks to add state of your own."""
-        checkpoint |= {"class": type(self).__name__, "global_step": self.global_step}  # a subclass may count its own
+        checkpoint |= {"class": type(self).__name__, "global_step": self.global_step}  # which a subclass may redefine
         if "optimizer_states" not in checkpoint:  # best.ckpt, which is for playing only
             return
         agent, buffer = self.agent, self.buffer
@@ -451,11 +451,11 @@ class DQNLightning(pl.LightningModule):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Part 2: what later papers added, each by overriding a method or two
+# Part 2: common extensions, each by overriding a method or two
 #
 # Plain DQN solves CartPole-v0 (a validation at 195 or more) at step 3,120, the median of ten seeds; with n-step returns
-# it takes 2,080. A decaying learning rate keeps what was learned: with both, the worst seed ends at 200, without the
-# decay at 147. tests/benchmarks/RESULTS.md has what each addition does alone.
+# it takes 2,080. A decaying learning rate keeps what was learned: with n-step returns and decay the worst seed ends at
+# 200, with n-step returns alone at 147. tests/benchmarks/RESULTS.md has what each extension does alone.
 
 
 class NStepBuffer(ReplayBuffer):
@@ -496,31 +496,27 @@ class ImprovedDQN(DQNLightning):
         n_step: Annotated[int, "rewards summed before bootstrapping"] = 5,
         lr_schedule: Annotated[Literal["constant", "linear", "cosine"], "decay of lr over the run"] = "cosine",
         double_dqn: Annotated[bool, "let the online network select the next action (van Hasselt et al. 2016)"] = False,
-        clip_error: Annotated[float | None, "delta of a Huber loss, if not squared errors (Mnih et al.: 1)"] = None,
+        clip_error: Annotated[float | None, "delta of a Huber loss (Mnih et al.: 1; unset: squared errors)"] = None,
         tau: Annotated[float, "below 1: soft updates, target += tau * (net - target), at every step"] = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)  # saves all arguments, these too, in self.hparams; then calls make_buffer
         if clip_error is not None:
-            self.criterion = nn.HuberLoss(reduction="none", delta=clip_error)  # half the square of a small error
+            self.criterion = nn.HuberLoss(reduction="none", delta=clip_error)  # half the squared error below delta
 
     def make_buffer(self, seed: int) -> ReplayBuffer:
-        """The first half of n-step returns: the buffer sums n rewards."""
+        """n-step returns: the buffer sums n rewards, and `td_targets` discounts what follows by its gamma^n."""
         return NStepBuffer(self.hparams.replay_size, self.hparams.n_step, self.hparams.gamma, seed)
 
-    def td_targets(self, batch: Experience) -> torch.Tensor:
-        """The second half: the new states are n steps later, so the target discounts their values by gamma^n.
+    def next_values(self, new_states: torch.Tensor) -> torch.Tensor:
+        """Double DQN: the online network selects the next action, the target network evaluates it.
 
-        Double DQN: the online network selects the next action, the target network evaluates it. Using one for both, as
-        part 1 does, overestimates the values: the maximum prefers actions whose error is positive.
+        Using one for both, as part 1 does, overestimates the values: the maximum prefers actions of positive error.
         """
-        next_q_values = self.target_net(batch.new_state)
-        if self.hparams.double_dqn:
-            actions = self.net(batch.new_state).argmax(1, keepdim=True)
-            next_values = next_q_values.gather(1, actions).squeeze(1)
-        else:
-            next_values = next_q_values.amax(1)
-        return batch.reward + self.hparams.gamma**self.buffer.n_step * next_values.masked_fill(batch.done, 0.0)
+        if not self.hparams.double_dqn:
+            return super().next_values(new_states)
+        actions = self.net(new_states).argmax(1, keepdim=True)
+        return self.target_net(new_states).gather(1, actions).squeeze(1)
 
     def sync_target(self) -> None:
         """Soft updates: with `tau` below 1 the target network moves a little at every step (Lillicrap et al. 2016)."""
@@ -545,7 +541,7 @@ class ImprovedDQN(DQNLightning):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Part 3: the run. Nothing below is about DQN.
+# Part 3: the run: progress bar, checkpoints, film, command line
 
 
 class Progress(pl.Callback):
@@ -703,7 +699,7 @@ def parse_args(argv: Sequence[str] | None = None, module: type[DQNLightning] = I
     add("--num_nodes", type=int, default=1, help="machines to train on, under torchrun or srun")
     add("--max_epochs", type=int, default=1200, help="epochs to train, each of sample_size / batch_size steps")
     add("--val_check_interval", type=int, default=520, help="steps between validations, rounded up to epochs")
-    add("--grad_clip", type=float, help="maximum gradient norm, if it is to be clipped")
+    add("--grad_clip", type=float, help="maximum gradient norm (unset: no clipping)")
     add("--seed", type=int, default=0, help="seed of all randomness")
     add("--render", action="store_true", help="show the trained agent playing, in a window")
     add_either("--resume", metavar="CKPT", nargs="?", const="", help="resume from a last.ckpt, or the newest run's")
