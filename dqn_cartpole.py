@@ -10,7 +10,7 @@
 Part 1 is DQN as in the article that this file rebuilds: Donal Byrne, "En-Lightning Reinforcement Learning: Building a
 DQN with PyTorch Lightning" (2020, pytorchlightning.ai/blog). The algorithm is from Mnih et al., "Human-level control
 through deep reinforcement learning", Nature 518 (2015). Part 2 extends it: by default n-step returns and a decaying
-learning rate, on demand double DQN, a Huber loss and soft updates. Part 3 runs it. To build your own agent, subclass
+learning rate, optionally double DQN, a Huber loss and soft updates. Part 3 runs it. To build your own agent, subclass
 (tests/examples has more: other networks, prioritized replay, action masks, images, exploration):
 
     from torch import nn
@@ -59,13 +59,12 @@ from tqdm.auto import tqdm
 
 try:
     import gymnasium as gym
-except ModuleNotFoundError:  # gym 0.26, the last release before Gymnasium took over, has the same interface
+except ModuleNotFoundError:  # gym 0.26, the last release of Gymnasium's predecessor, has the same interface
     import gym
 
 # All validations play the same episodes, so that checkpoints are comparable. The test plays others, to be unbiased.
 VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), range(2000, 2**31)
-EVAL_STEPS = 10_000  # step limit of an episode in validation or test
-LOG_EVERY = 50  # logging interval of per-step metrics
+EVAL_STEPS = 10_000  # step limit of an episode that is played greedily
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -83,8 +82,8 @@ LOG_EVERY = 50  # logging interval of per-step metrics
 #             optimizer.zero_grad(); loss.backward(); optimizer.step()
 #         every 40 epochs: model.validation_step()                # play greedily, to see how good the agent is
 #
-# One sample for 13 steps is the article's way. The usual one, a sample for each step, learns no better here and takes
-# longer: --sample_size 16 --max_epochs 15600.
+# A sample that lasts 13 steps is the article's idea. Usually each step draws its own, which learns no better here and
+# takes longer: --sample_size 16 --max_epochs 15600.
 
 
 class DQN(nn.Module):
@@ -210,7 +209,7 @@ class Agent:
         observation, reward, terminated, truncated, _ = self.env.step(action)
         new_state = copy_observation(observation, self.env)
         # A time limit truncates the episode, but its last state is not terminal: the agent could have earned more. So
-        # only `terminated` is stored, and the target still bootstraps from that state (Pardo et al. 2018).
+        # only `terminated` is stored, and the target still includes the value of that state (Pardo et al. 2018).
         self.replay_buffer.append(Experience(self.state, action, float(reward), bool(terminated), new_state))
         self.state = new_state
         self.actions.append(action)
@@ -221,7 +220,7 @@ class Agent:
 
 
 def copy_observation(observation: Any, env: gym.Env) -> np.ndarray:
-    """A copy, because `env` may reuse the array, widened to the dtype of its space; float64 becomes float32."""
+    """A copy, because `env` may reuse the array, in a dtype wide enough for its space; float64 becomes float32."""
     array = np.array(observation)
     dtype = np.result_type(array, env.observation_space.dtype)
     return array.astype(np.float32 if dtype == np.float64 else dtype, copy=False)
@@ -275,7 +274,7 @@ class DQNLightning(pl.LightningModule):
         return DataLoader(dataset, batch_size=None)  # the dataset makes the minibatches
 
     def training_step(self, batch: Experience, batch_idx: int) -> torch.Tensor:
-        """Act once, and compute the loss of `batch`, drawn when the epoch began; Lightning takes the gradient step."""
+        """Act once, and return the loss of a batch, with which Lightning takes a gradient step afterwards."""
         reward, episode_over = self.agent.play_step(self.net, self.epsilon, self.device)
         loss = self.dqn_mse_loss(batch)
         self.sync_target()
@@ -308,10 +307,10 @@ class DQNLightning(pl.LightningModule):
 
         A reward of 1, gamma 0.99 and a best next Q-value of 10 make 10.9; if the new state is terminal, 1. Using an
         estimate for the rest of the return is called bootstrapping. It comes from the target network, a copy that lags
-        behind the online network, `net`, which would chase its own tail if every update moved its targets too.
+        behind the online network, `net`. Otherwise every update would move the targets too: a dog chasing its own tail.
         """
         next_values = self.next_values(batch.new_state).masked_fill(batch.done, 0.0)  # terminal: 0
-        return batch.reward + self.hparams.gamma**self.buffer.n_step * next_values  # n_step is 1 here
+        return batch.reward + self.hparams.gamma**self.buffer.n_step * next_values  # n_step: 1 in part 1
 
     def next_values(self, new_states: torch.Tensor) -> torch.Tensor:
         """max_a' Q_target(s', a') of each new state s', float32 (batch,)."""
@@ -338,7 +337,7 @@ class DQNLightning(pl.LightningModule):
     def make_env(self, **options: Any) -> gym.Env:
         """A new environment, for training or evaluation; gym.error.Error if DQN cannot play it.
 
-        Array observations keep their shape. Others are flattened, a Dict by its keys, which Gymnasium sorts by name.
+        Array observations keep their shape. Others are flattened, a Dict in the alphabetical order of its keys.
         """
         disable_checker = True if gym.__name__ == "gym" else None  # gym 0.26's checks fail with NumPy 2
         limit = self.hparams.episode_length
@@ -364,15 +363,16 @@ class DQNLightning(pl.LightningModule):
     def make_agent(self, seed: int) -> Agent:
         return Agent(self.env, self.buffer, seed)
 
+    # Logging and evaluation
     def log_step(self, reward: float, episode_over: bool, loss: torch.Tensor, batch: Experience) -> None:
-        """Log the score when an episode ends, and per-step metrics every `LOG_EVERY` steps."""
+        """Log the score when an episode ends, and what changes with every step every 50 steps."""
         scalars: dict[str, float] = {}
         self.score += reward
         if episode_over:
             self.scores.append(self.score)
             scalars |= {"total_reward": self.score, "avg_reward": self.avg_reward}
             self.score = 0.0
-        if self.global_step % LOG_EVERY == 0:
+        if self.global_step % 50 == 0:
             scalars |= {"reward": reward, "train_loss": loss.item(), "epsilon": self.epsilon}
             scalars["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
             scalars["q_mean"] = self.target_net(batch.state).amax(1).mean().item()  # target_net: no gradients
@@ -422,7 +422,7 @@ class DQNLightning(pl.LightningModule):
     # Saving and resuming
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run needs beyond weights and optimizer; extend both hooks to add state of your own."""
-        checkpoint |= {"class": type(self).__name__, "global_step": self.global_step}  # which a subclass may redefine
+        checkpoint |= {"class": type(self).__name__, "global_step": self.global_step}  # not Lightning's, if redefined
         if "optimizer_states" not in checkpoint:  # best.ckpt, which is for playing only
             return
         agent, buffer = self.agent, self.buffer
@@ -454,8 +454,8 @@ class DQNLightning(pl.LightningModule):
 # Part 2: common extensions, each by overriding a method or two
 #
 # Plain DQN solves CartPole-v0 (a validation at 195 or more) at step 3,120, the median of ten seeds; with n-step returns
-# it takes 2,080. A decaying learning rate keeps what was learned: with n-step returns and decay the worst seed ends at
-# 200, with n-step returns alone at 147. tests/benchmarks/RESULTS.md has what each extension does alone.
+# it takes 2,080. A decaying learning rate keeps what was learned: with n-step returns and decay the worst seed scores
+# 200 in the end, with n-step returns alone 147. tests/benchmarks/RESULTS.md has what each extension does alone.
 
 
 class NStepBuffer(ReplayBuffer):
@@ -484,7 +484,7 @@ class NStepBuffer(ReplayBuffer):
             super().append(oldest._replace(reward=reward, done=experience.done, new_state=experience.new_state))
 
     def begin_episode(self) -> None:
-        """Drop the last steps of a truncated episode: `td_targets` assumes n rewards, and they have fewer."""
+        """Drop the last steps of a truncated episode: they have fewer than the n rewards that `td_targets` assumes."""
         self.pending.clear()
 
 
@@ -497,7 +497,7 @@ class ImprovedDQN(DQNLightning):
         lr_schedule: Annotated[Literal["constant", "linear", "cosine"], "decay of lr over the run"] = "cosine",
         double_dqn: Annotated[bool, "let the online network select the next action (van Hasselt et al. 2016)"] = False,
         clip_error: Annotated[float | None, "delta of a Huber loss (Mnih et al.: 1; unset: squared errors)"] = None,
-        tau: Annotated[float, "below 1: soft updates, target += tau * (net - target), at every step"] = 1.0,
+        tau: Annotated[float, "below 1: soft updates, target += tau * (net - target), at every step; 1: copies"] = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)  # saves all arguments, these too, in self.hparams; then calls make_buffer
@@ -505,7 +505,7 @@ class ImprovedDQN(DQNLightning):
             self.criterion = nn.HuberLoss(reduction="none", delta=clip_error)  # half the squared error below delta
 
     def make_buffer(self, seed: int) -> ReplayBuffer:
-        """n-step returns: the buffer sums n rewards, and `td_targets` discounts what follows by its gamma^n."""
+        """n-step returns: the buffer sums n rewards, and `td_targets` discounts the value after them by gamma^n."""
         return NStepBuffer(self.hparams.replay_size, self.hparams.n_step, self.hparams.gamma, seed)
 
     def next_values(self, new_states: torch.Tensor) -> torch.Tensor:
@@ -586,7 +586,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
 
     def on_fit_start(self, trainer: pl.Trainer, module: DQNLightning) -> None:
         self.folder = Path(trainer.log_dir, "checkpoints")
-        if not Path(self.folder, "best.ckpt").exists():  # a new run, even if it resumes a checkpoint
+        if not Path(self.folder, "best.ckpt").exists():  # the best of a resumed run lies elsewhere
             self.best_reward = -math.inf
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: DQNLightning) -> None:
@@ -789,7 +789,7 @@ def main(args: argparse.Namespace) -> None:
     )
     with model.env:  # closes it at the end
         if not args.test:
-            trainer.fit(model, ckpt_path=args.resume, weights_only=True)  # here: torch.load runs no code
+            trainer.fit(model, ckpt_path=args.resume, weights_only=True)  # as in torch.load: no code is run
         best = args.test or os.path.relpath(Path(trainer.log_dir, "checkpoints", "best.ckpt"))
         (test,) = trainer.test(model, ckpt_path=best, weights_only=True, verbose=False)
     if not trainer.is_global_zero:
