@@ -91,6 +91,8 @@ FAULTS = [
     ("resume", "torch_rng, agent.rng.bit_generator.state, ", "torch_rng, _, "),
     ("resume", "(agent.episode_seed, list(agent.actions), ", "(agent.episode_seed, [], "),
     ("resume", "        torch.set_rng_state(torch_rng)\n", ""),
+    ("resume", "            agent.take(action)\n", "            pass\n"),
+    ("parts", "self.n_step = 1  #", "self.n_step = 2  #"),
     ("resume", "actions, self.score, scores = checkpoint", "actions, _, scores = checkpoint"),
     ("resume", "purge_step=args.step", "purge_step=None"),
     ("resume", 'partial = Path(self.folder, f"{name}.partial")', "partial = Path(self.folder, name)"),
