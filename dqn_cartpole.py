@@ -82,8 +82,8 @@ EVAL_STEPS = 10_000  # step limit of an episode that is played greedily
 #             optimizer.zero_grad(); loss.backward(); optimizer.step()
 #         every 40 epochs: model.validation_step()                # play greedily, to see how good the agent is
 #
-# A sample that lasts 13 steps is the article's idea. Usually each step draws its own, which learns no better here and
-# takes longer: --sample_size 16 --max_epochs 15600.
+# A sample that lasts 13 steps is the article's idea. Usually each step draws its own, which learns no better here
+# (--sample_size 16 --max_epochs 15600).
 
 
 class DQN(nn.Module):
