@@ -1,7 +1,7 @@
 """Train a Deep Q-Network (DQN) on CartPole with PyTorch Lightning.
 
     pip install -r requirements.txt
-    python dqn_cartpole.py                  # reaches the maximum score, 200, in 20 s; --gpus 1 trains on a GPU
+    python dqn_cartpole.py                  # reaches the maximum score, 200, in half a minute; --gpus 1: on a GPU
     tensorboard --logdir lightning_logs     # watch it learn
     python dqn_cartpole.py --n_step 1 --lr_schedule constant    # plain DQN, as in part 1
     python dqn_cartpole.py --resume         # after Ctrl-C, a crash or a kill: continue from the last validation
@@ -105,7 +105,7 @@ class DQN(nn.Module):
         return self.net(x.flatten(1).float())
 
 
-# A step in the environment, or a batch of them. `done`: the new state is terminal; a time limit does not make it so.
+# A step in the environment, or a batch of them. `done`: the new state is terminal; a time limit only truncates.
 Experience = namedtuple("Experience", ["state", "action", "reward", "done", "new_state"])
 
 
@@ -422,7 +422,7 @@ class DQNLightning(pl.LightningModule):
     # Saving and resuming
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run needs beyond weights and optimizer; extend both hooks to add state of your own."""
-        checkpoint |= {"class": type(self).__name__, "global_step": self.global_step}  # not Lightning's, if redefined
+        checkpoint |= {"class": type(self).__name__, "global_step": self.global_step}  # a subclass may redefine global_step
         if "optimizer_states" not in checkpoint:  # best.ckpt, which is for playing only
             return
         agent, buffer = self.agent, self.buffer
@@ -469,7 +469,7 @@ class NStepBuffer(ReplayBuffer):
     def __init__(self, capacity: int, n_step: int, gamma: float, seed: int | None = None) -> None:
         super().__init__(capacity, seed)
         self.n_step, self.gamma = n_step, gamma
-        self.pending: list[Experience] = []  # the last steps of this episode
+        self.pending: list[Experience] = []  # the last steps of this episode; on resume, taking them again refills it
 
     def append(self, experience: Experience) -> None:
         """Store the oldest pending step once n rewards have arrived; on termination all, since no reward follows.
@@ -737,7 +737,7 @@ def parse_args(argv: Sequence[str] | None = None, module: type[DQNLightning] = I
 def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Refuse settings that cannot work, and say which."""
     gpus = torch.cuda.device_count() or int(torch.backends.mps.is_available())
-    if not -min(gpus, 1) <= args.gpus <= gpus:
+    if args.gpus < -1 or abs(args.gpus) > gpus:
         parser.error(f"--gpus {args.gpus}: the number of visible GPUs is {gpus}; --gpus 0 is the CPU")
     counts = ("max_epochs", "val_check_interval", "batch_size", "sync_rate", "hidden_layers", "n_step")
     for name in (*counts, "eps_last_frame"):

@@ -72,6 +72,7 @@ FAULTS = [
         "                        scores[i] = float(reward)\n",
     ),
     ("parts", "over[i] = bool(terminated or truncated)", "over[i] = bool(terminated)"),
+    ("parts", "self.n_step = 1  #", "self.n_step = 2  #"),
     ("parts", "while len(self.pending) == self.n_step or", "while len(self.pending) > self.n_step or"),
     ("parts", "self.gamma**k * step.reward", "step.reward"),
     ("parts", "new_state=experience.new_state))", "new_state=oldest.new_state))"),
@@ -92,7 +93,6 @@ FAULTS = [
     ("resume", "(agent.episode_seed, list(agent.actions), ", "(agent.episode_seed, [], "),
     ("resume", "        torch.set_rng_state(torch_rng)\n", ""),
     ("resume", "            agent.take(action)\n", "            pass\n"),
-    ("parts", "self.n_step = 1  #", "self.n_step = 2  #"),
     ("resume", "actions, self.score, scores = checkpoint", "actions, _, scores = checkpoint"),
     ("resume", "purge_step=args.step", "purge_step=None"),
     ("resume", 'partial = Path(self.folder, f"{name}.partial")', "partial = Path(self.folder, name)"),
@@ -123,7 +123,7 @@ FAULTS = [
     ("command_line", '        logger.finalize("success")\n', ""),
     ("command_line", "        logger.log_hyperparams(args.settings)\n", ""),
     ("command_line", "        except Exception as error:  # a failed", "        except KeyError as error:  # a failed"),
-    ("command_line", "    if not -min(gpus, 1) <= args.gpus <= gpus:", "    if False:"),
+    ("command_line", "    if args.gpus < -1 or abs(args.gpus) > gpus:", "    if False:"),
 ]
 
 
