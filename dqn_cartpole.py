@@ -69,13 +69,13 @@ EVAL_STEPS = 10_000  # step limit of an episode that is played greedily
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Part 1: DQN. By default part 2's subclass runs; --n_step 1 --lr_schedule constant makes it do what part 1 does.
-# The training loop is in Lightning's Trainer. Written out, it is this one:
+# The loop is Lightning's. pl.Trainer(max_epochs=1200, check_val_every_n_epoch=40).fit(DQNLightning()) does this:
 #
-#     model.populate(1000)                                        # fill the replay buffer with random steps
+#     model.on_fit_start()                                        # fill the replay buffer with random steps
 #     for epoch in range(1200):
-#         for batch in split(model.buffer.sample(200), 16):       # in RLDataset; 12 minibatches of 16 and one of 8
-#             loss = model.training_step(batch)
-#             #   act epsilon-greedily, store the step             in Agent.play_step
+#         for batch in model.train_dataloader():                  # a sample of 200: 12 minibatches of 16 and one of 8
+#             loss = model.training_step(batch)                   # the Trainer has moved the batch to the device
+#             #   act epsilon-greedily, store the step             in Agent.play_step; epsilon falls from step to step
 #             #   target = r + gamma * max_a' Q_target(s', a')     in td_targets
 #             #   loss = mean of (Q(s, a) - target)^2              in losses, dqn_mse_loss
 #             #   every 10 steps: Q_target = Q                     in sync_target
@@ -114,7 +114,6 @@ class ReplayBuffer:
 
     def __init__(self, capacity: int, seed: int | None = None) -> None:
         self.capacity = capacity
-        self.n_step = 1  # steps that an experience spans; part 2's buffer has more
         self.appended = 0  # experiences so far, overwritten ones included
         self.arrays: Experience | None = None  # an array for each field, once the shape of a state is known
         self.rng = np.random.default_rng(seed)
@@ -255,6 +254,7 @@ class DQNLightning(pl.LightningModule):
         self.buffer = self.make_buffer(buffer_seed)
         self.agent = self.make_agent(agent_seed)
         self.criterion: nn.Module = nn.MSELoss(reduction="none")
+        self.discount = gamma
         self.score = 0.0  # undiscounted sum of the rewards of the current episode; logged as total_reward
         self.scores: deque[float] = deque(maxlen=100)  # of the last finished episodes
 
@@ -309,8 +309,8 @@ class DQNLightning(pl.LightningModule):
         estimate for the rest of the return is called bootstrapping. It comes from the target network, a copy that lags
         behind the online network, `net`. Otherwise every update would move the targets too: a dog chasing its own tail.
         """
-        next_values = self.next_values(batch.new_state).masked_fill(batch.done, 0.0)  # terminal: 0
-        return batch.reward + self.hparams.gamma**self.buffer.n_step * next_values  # n_step: 1 in part 1
+        values = self.next_values(batch.new_state).masked_fill(batch.done, 0.0)  # a terminal state has the value 0
+        return batch.reward + self.discount * values
 
     def next_values(self, new_states: torch.Tensor) -> torch.Tensor:
         """max_a' Q_target(s', a') of each new state s', float32 (batch,)."""
@@ -422,7 +422,7 @@ class DQNLightning(pl.LightningModule):
     # Saving and resuming
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run needs beyond weights and optimizer; extend both hooks to add state of your own."""
-        checkpoint |= {"class": type(self).__name__, "global_step": self.global_step}  # which a subclass may count
+        checkpoint |= {"class": type(self).__name__, "global_step": self.global_step}
         if "optimizer_states" not in checkpoint:  # best.ckpt, which is for playing only
             return
         agent, buffer = self.agent, self.buffer
@@ -432,7 +432,7 @@ class DQNLightning(pl.LightningModule):
         checkpoint["rng"] = (torch.get_rng_state(), agent.rng.bit_generator.state, buffer.rng.bit_generator.state)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what was added. Taking the episode's actions again brings the environment to where it was."""
+        """Restore what was added. The episode is played again; its seed must determine what the environment does."""
         if "buffer" not in checkpoint:
             return
         agent, buffer = self.agent, self.buffer
@@ -501,11 +501,12 @@ class ImprovedDQN(DQNLightning):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)  # saves all arguments, these too, in self.hparams; then calls make_buffer
+        self.discount **= getattr(self.buffer, "n_step", 1)  # a buffer of a subclass may not sum rewards
         if clip_error is not None:
             self.criterion = nn.HuberLoss(reduction="none", delta=clip_error)  # half the squared error below delta
 
     def make_buffer(self, seed: int) -> ReplayBuffer:
-        """n-step returns: the buffer sums n rewards, and `td_targets` discounts the value after them by gamma^n."""
+        """n-step returns: the buffer sums n rewards. The value of the state after them is discounted by gamma^n."""
         return NStepBuffer(self.hparams.replay_size, self.hparams.n_step, self.hparams.gamma, seed)
 
     def next_values(self, new_states: torch.Tensor) -> torch.Tensor:
@@ -574,10 +575,7 @@ class Progress(pl.Callback):
 
 
 class Checkpoints(pl.callbacks.Checkpoint):
-    """Writes best.ckpt, weights of the best validation, and last.ckpt, from which a single process resumes exactly.
-
-    last.ckpt also holds the replay buffer and the `settings`. Only the steps since the last validation can be lost.
-    """
+    """Writes best.ckpt, weights of the best validation, and last.ckpt, from which a single process resumes exactly."""
 
     def __init__(self, settings: dict[str, Any] | None = None) -> None:
         self.settings = settings or {}
@@ -791,6 +789,8 @@ def main(args: argparse.Namespace) -> None:
         if not args.test:
             trainer.fit(model, ckpt_path=args.resume, weights_only=True)  # as in torch.load: no code is run
         best = args.test or os.path.relpath(Path(trainer.log_dir, "checkpoints", "best.ckpt"))
+        if not os.path.exists(best):  # a finished run whose last.ckpt was moved: there was nothing left to train
+            best = args.resume
         (test,) = trainer.test(model, ckpt_path=best, weights_only=True, verbose=False)
     if not trainer.is_global_zero:
         return

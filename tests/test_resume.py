@@ -477,6 +477,12 @@ def test_a_checkpoint_moved_elsewhere_goes_on_in_a_new_run_which_looks_for_a_bes
     assert 0 < again["callbacks"]["Checkpoints"]["best_reward"] < 1e6
 
 
+def test_a_finished_run_whose_checkpoint_was_moved_is_tested_with_it(copied, tmp_path, capsys):
+    last_of(copied).rename("moved.ckpt")
+    main("--resume moved.ckpt")
+    assert "--test moved.ckpt" in capsys.readouterr().out
+
+
 def test_nothing_is_ever_written_to_the_root(folder):
     """Where a disk of checkpoints is mounted, as in a container."""
     assert dqn_cartpole.run_folder("/checkpoints/last.ckpt").resolve().is_relative_to(folder)

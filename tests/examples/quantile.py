@@ -45,7 +45,7 @@ class Quantile(ImprovedDQN):
             chooser = self.net if self.hparams.double_dqn else self.target_net
             next_quantiles = self.target_net.quantiles(batch.new_state)[rows, :, chooser(batch.new_state).argmax(1)]
             next_quantiles = next_quantiles.masked_fill(batch.done.unsqueeze(1), 0.0)  # no future after the end
-            targets = batch.reward.unsqueeze(1) + self.hparams.gamma**self.buffer.n_step * next_quantiles
+            targets = batch.reward.unsqueeze(1) + self.discount * next_quantiles
         # Compare each quantile with each target. The k-th of N should lie above (k - 1/2) / N of the targets: a target
         # above it pulls with that weight, a target below it with the rest.
         quantiles, targets = torch.broadcast_tensors(quantiles.unsqueeze(2), targets.unsqueeze(1))
