@@ -110,7 +110,11 @@ Experience = namedtuple("Experience", ["state", "action", "reward", "done", "new
 
 
 class ReplayBuffer:
-    """The last `capacity` experiences; a random sample breaks the correlation of consecutive steps (Lin 1992)."""
+    """The last `capacity` experiences; a random sample breaks the correlation of consecutive steps (Lin 1992).
+
+    Experiences of an older policy remain useful, because DQN is off-policy: whatever action was played after the new
+    state, the target uses the best one.
+    """
 
     def __init__(self, capacity: int, seed: int | None = None) -> None:
         self.capacity = capacity
@@ -309,12 +313,8 @@ class DQNLightning(pl.LightningModule):
         estimate for the rest of the return is called bootstrapping. It comes from the target network, a copy that lags
         behind the online network, `net`. Otherwise every update would move the targets too: a dog chasing its own tail.
         """
-        values = self.next_values(batch.new_state).masked_fill(batch.done, 0.0)  # a terminal state has the value 0
+        values = self.target_net(batch.new_state).amax(1).masked_fill(batch.done, 0.0)  # a terminal state has value 0
         return batch.reward + self.discount * values
-
-    def next_values(self, new_states: torch.Tensor) -> torch.Tensor:
-        """max_a' Q_target(s', a') of each new state s', float32 (batch,)."""
-        return self.target_net(new_states).amax(1)
 
     def sync_target(self) -> None:
         """Every `sync_rate` steps, before the gradient step, copy the weights to the target network."""
@@ -509,15 +509,16 @@ class ImprovedDQN(DQNLightning):
         """n-step returns: the buffer sums n rewards. The value of the state after them is discounted by gamma^n."""
         return NStepBuffer(self.hparams.replay_size, self.hparams.n_step, self.hparams.gamma, seed)
 
-    def next_values(self, new_states: torch.Tensor) -> torch.Tensor:
+    def td_targets(self, batch: Experience) -> torch.Tensor:
         """Double DQN: the online network selects the next action, the target network evaluates it.
 
         Using one for both, as part 1 does, overestimates the values: the maximum prefers actions of positive error.
         """
         if not self.hparams.double_dqn:
-            return super().next_values(new_states)
-        actions = self.net(new_states).argmax(1, keepdim=True)
-        return self.target_net(new_states).gather(1, actions).squeeze(1)
+            return super().td_targets(batch)
+        actions = self.net(batch.new_state).argmax(1, keepdim=True)
+        values = self.target_net(batch.new_state).gather(1, actions).squeeze(1).masked_fill(batch.done, 0.0)
+        return batch.reward + self.discount * values
 
     def sync_target(self) -> None:
         """Soft updates: with `tau` below 1 the target network moves a little at every step (Lillicrap et al. 2016)."""

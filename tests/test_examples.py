@@ -29,7 +29,6 @@ FLAGS = dict.fromkeys(PROGRAMS, SHORT) | {
     "prioritized": f"{SHORT} --double_dqn",
     "fast": f"{SHORT} --grad_clip 1",
     "count_bonus": f"{SHORT} --env MountainCar-v0",
-    "rescaled": f"{SHORT} --env MountainCar-v0",
     "convolution": f"{SHORT} --env MinAtar/Breakout-v1",
     "atari": "--max_epochs 20 --val_check_interval 4 --episode_length 100 --replay_size 60 --warm_start_steps 50"
     " --sample_size 16 --batch_size 8 --hidden_size 16",
@@ -222,7 +221,7 @@ def test_dueling_and_prioritized_combine(straight):
 
 # What a program reaches in 250 epochs: the best mean score of a validation.
 GOOD = dict.fromkeys(PROGRAMS, 150.0) | {"catch": 0.8, "convolution": 0.8}
-LONGER = ("action_masks", "atari", "minimal", "rescaled")
+LONGER = ("action_masks", "atari", "minimal", "mountain_car")
 
 
 @pytest.mark.slow
@@ -254,11 +253,18 @@ def test_catch_is_found_by_the_default_program(tmp_path):
 
 
 def test_observations_are_rescaled():
-    model = pytest.importorskip("tests.examples.rescaled").Rescaled(env="MountainCar-v0")
+    model = pytest.importorskip("tests.examples.mountain_car").MountainCar()
     for _ in range(10):
         model.agent.take(2)
     position, speed = model.env.unwrapped.state
     assert model.agent.state == pytest.approx([(position + 0.3) / 0.9, speed / 0.07], rel=1e-4)
+
+
+def test_random_actions_last():
+    model = pytest.importorskip("tests.examples.mountain_car").MountainCar()
+    model.populate(199)
+    actions = model.buffer.arrays.action[:199]
+    assert 3 <= np.count_nonzero(np.diff(actions)) <= 40  # about 120, if each lasted for a step
 
 
 def test_only_legal_actions_are_played(monkeypatch):
