@@ -73,7 +73,7 @@ EVAL_STEPS = 10_000  # step limit of an episode that is played greedily
 #
 #     model.on_fit_start()                                        # fill the replay buffer with random steps
 #     for epoch in range(1200):
-#         for batch in model.train_dataloader():                  # a sample of 200: 12 minibatches of 16 and one of 8
+#         for batch in loader:                                    # train_dataloader's: 200 experiences, 16 at a time
 #             loss = model.training_step(batch)                   # the Trainer has moved the batch to the device
 #             #   act epsilon-greedily, store the step             in Agent.play_step; epsilon falls from step to step
 #             #   target = r + gamma * max_a' Q_target(s', a')     in td_targets
