@@ -258,7 +258,7 @@ class DQNLightning(pl.LightningModule):
         self.buffer = self.make_buffer(buffer_seed)
         self.agent = self.make_agent(agent_seed)
         self.criterion: nn.Module = nn.MSELoss(reduction="none")
-        self.discount = gamma
+        self.discount = gamma  # of the value of an experience's new state
         self.score = 0.0  # undiscounted sum of the rewards of the current episode; logged as total_reward
         self.scores: deque[float] = deque(maxlen=100)  # of the last finished episodes
 
@@ -422,7 +422,7 @@ class DQNLightning(pl.LightningModule):
     # Saving and resuming
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run needs beyond weights and optimizer; extend both hooks to add state of your own."""
-        checkpoint |= {"class": type(self).__name__, "global_step": self.global_step}
+        checkpoint |= {"class": type(self).__name__, "global_step": self.global_step}  # a subclass may count itself
         if "optimizer_states" not in checkpoint:  # best.ckpt, which is for playing only
             return
         agent, buffer = self.agent, self.buffer

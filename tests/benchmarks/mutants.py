@@ -61,7 +61,7 @@ FAULTS = [
         "if True:",
     ),
     ("parts", "amax(1).masked_fill(batch.done, 0.0)", "amax(1)"),
-    ("parts", "self.discount = gamma", "self.discount = 1.0"),
+    ("parts", "self.discount = gamma  #", "self.discount = 1.0  #"),
     ("parts", "self.global_step % self.hparams.sync_rate == 0", "self.global_step % (self.hparams.sync_rate + 1) == 0"),
     ("parts", "        self.score += reward\n", "        self.score = reward\n"),
     ("command_line", "            self.score = 0.0\n        if", "        if"),
