@@ -422,7 +422,7 @@ class DQNLightning(pl.LightningModule):
     # Saving and resuming
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run needs beyond weights and optimizer; extend both hooks to add state of your own."""
-        checkpoint |= {"class": type(self).__name__, "global_step": self.global_step}  # a subclass may count itself
+        checkpoint |= {"class": type(self).__name__, "global_step": self.global_step}  # or a subclass's own count
         if "optimizer_states" not in checkpoint:  # best.ckpt, which is for playing only
             return
         agent, buffer = self.agent, self.buffer
