@@ -547,7 +547,7 @@ class ImprovedDQN(DQNLightning):
 
 
 class Progress(pl.Callback):
-    """One progress bar for the `steps` of the whole run, and a line for every validation."""
+    """One bar for the `steps` of the whole run (Lightning's is for an epoch), and a line for every validation."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -578,6 +578,7 @@ class Progress(pl.Callback):
 class Checkpoints(pl.callbacks.Checkpoint):
     """Writes best.ckpt, weights of the best validation, and last.ckpt, from which a single process resumes exactly."""
 
+    # Not a ModelCheckpoint: when resumed, Lightning's deletes files at the paths that the checkpoint names.
     def __init__(self, settings: dict[str, Any] | None = None) -> None:
         self.settings = settings or {}
         self.best_reward = -math.inf
