@@ -580,7 +580,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
 
     # Not a ModelCheckpoint: when resumed, Lightning's deletes files at the paths that the checkpoint names.
     def __init__(self, settings: dict[str, Any] | None = None) -> None:
-        self.settings = settings or {}
+        self.settings = settings or {}  # of the run; last.ckpt has them too
         self.best_reward = -math.inf
         self.folder = Path()  # of the checkpoints, known when training starts
 

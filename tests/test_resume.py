@@ -477,7 +477,7 @@ def test_a_checkpoint_moved_elsewhere_goes_on_in_a_new_run_which_looks_for_a_bes
     assert 0 < again["callbacks"]["Checkpoints"]["best_reward"] < 1e6
 
 
-def test_a_finished_run_whose_checkpoint_was_moved_is_tested_with_it(copied, tmp_path, capsys):
+def test_a_finished_run_whose_checkpoint_was_moved_is_tested_with_it(copied, capsys):
     last_of(copied).rename("moved.ckpt")
     main("--resume moved.ckpt")
     assert "--test moved.ckpt" in capsys.readouterr().out
