@@ -68,22 +68,9 @@ EVAL_STEPS = 10_000  # step limit of an episode that is played greedily
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Part 1: DQN. By default part 2's subclass runs; --n_step 1 --lr_schedule constant makes it do what part 1 does.
-# The loop is Lightning's. pl.Trainer(max_epochs=1200, check_val_every_n_epoch=40).fit(DQNLightning()) does this:
-#
-#     model.on_fit_start()                                        # fill the replay buffer with random steps
-#     for epoch in range(1200):
-#         for batch in loader:                                    # train_dataloader's: 200 experiences, 16 at a time
-#             loss = model.training_step(batch)                   # the Trainer has moved the batch to the device
-#             #   act epsilon-greedily, store the step             in Agent.play_step; epsilon falls from step to step
-#             #   target = r + gamma * max_a' Q_target(s', a')     in td_targets
-#             #   loss = mean of (Q(s, a) - target)^2              in losses, dqn_mse_loss
-#             #   every 10 steps: Q_target = Q                     in sync_target
-#             optimizer.zero_grad(); loss.backward(); optimizer.step()
-#         every 40 epochs: model.validation_step()                # play greedily, to see how good the agent is
-#
-# A sample that lasts 13 steps is the article's idea. Usually each step draws its own, which learns no better here
-# (--sample_size 16 --max_epochs 15600).
+# Part 1: DQN. An agent plays and stores its steps in a replay buffer. After each step the Q-network learns, from a few
+# of them drawn at random, what return an action brings. The agent plays the action that the network rates highest, and
+# sometimes a random one. By default part 2's subclass runs; --n_step 1 --lr_schedule constant: as in part 1.
 
 
 class DQN(nn.Module):
@@ -254,17 +241,38 @@ class DQNLightning(pl.LightningModule):
         self.env = self.make_env()  # make_* run before the rest of a subclass's __init__, so use self.hparams
         self.net = self.make_net()
         self.target_net = copy.deepcopy(self.net).requires_grad_(False).eval()
+        self.discount = gamma  # of the value of an experience's new state
         buffer_seed, agent_seed = torch.randint(2**62, (2,)).tolist()  # determined by --seed
         self.buffer = self.make_buffer(buffer_seed)
         self.agent = self.make_agent(agent_seed)
-        self.criterion: nn.Module = nn.MSELoss(reduction="none")
-        self.discount = gamma  # of the value of an experience's new state
+        self.criterion: nn.Module = nn.MSELoss()
         self.score = 0.0  # undiscounted sum of the rewards of the current episode; logged as total_reward
         self.scores: deque[float] = deque(maxlen=100)  # of the last finished episodes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Q-values, float32 (batch, n_actions), of the observations `x` (batch, *observation shape)."""
         return self.net(x)
+
+    # Training. The loop is Lightning's. pl.Trainer(max_epochs=1200, check_val_every_n_epoch=40).fit(DQNLightning())
+    # does this:
+    #
+    #     model.on_fit_start()                                   # fill the replay buffer with random steps
+    #     for epoch in range(1200):
+    #         for batch in loader:                               # train_dataloader's: 200 experiences, 16 at a time
+    #             loss = model.training_step(batch)              # act, store the step, compute the loss of the batch
+    #             optimizer.zero_grad(); loss.backward(); optimizer.step()
+    #         every 40 epochs: model.validation_step()           # play greedily, to see how good the agent is
+    #
+    # A sample that lasts 13 steps is the article's idea. Usually each step draws its own, which learns no better here
+    # (--sample_size 16 --max_epochs 15600).
+    def on_fit_start(self) -> None:
+        """Fill the buffer with random steps, unless the run is resumed and the buffer restored."""
+        if self.global_rank > 0:  # with several processes, each plays different episodes
+            for part in (self.agent, self.buffer):
+                part.rng = np.random.Generator(part.rng.bit_generator.jumped(self.global_rank))
+            self.agent.reset()
+        if len(self.buffer) == 0:
+            self.populate(self.hparams.warm_start_steps)
 
     def populate(self, steps: int = 1000) -> None:
         """Fill the replay buffer with `steps` random steps, so that the first samples vary, then begin an episode."""
@@ -278,7 +286,7 @@ class DQNLightning(pl.LightningModule):
         return DataLoader(dataset, batch_size=None)  # the dataset makes the minibatches
 
     def training_step(self, batch: Experience, batch_idx: int) -> torch.Tensor:
-        """Act once, and return the loss of a batch, with which Lightning takes a gradient step afterwards."""
+        """Act once and store the step; return the loss of `batch`, with which Lightning then takes a gradient step."""
         reward, episode_over = self.agent.play_step(self.net, self.epsilon, self.device)
         loss = self.dqn_mse_loss(batch)
         self.sync_target()
@@ -296,15 +304,11 @@ class DQNLightning(pl.LightningModule):
         return self.trainer.estimated_stepping_batches
 
     def dqn_mse_loss(self, batch: Experience) -> torch.Tensor:
-        """The mean of `losses`, under the article's name."""
-        return self.losses(batch).mean()
-
-    def losses(self, batch: Experience) -> torch.Tensor:
-        """The loss of each experience, float32 (batch,), so that a subclass can weight them."""
+        """The mean squared error of Q(s, a) against its target, float32 scalar; part 2 can make it a Huber loss."""
         q_values = self.net(batch.state).gather(1, batch.action.unsqueeze(1)).squeeze(1)  # of the actions taken
         with torch.no_grad():  # the targets count as constants
             targets = self.td_targets(batch)
-        return self.criterion(q_values, targets)  # the squared errors, unless a subclass has another criterion
+        return self.criterion(q_values, targets)
 
     def td_targets(self, batch: Experience) -> torch.Tensor:
         """A better estimate of Q(s, a), from one real step: r + gamma * max_a' Q_target(s', a'), float32 (batch,).
@@ -323,15 +327,6 @@ class DQNLightning(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.Adam(self.net.parameters(), lr=self.hparams.lr, fused=True)  # fused is faster
-
-    def on_fit_start(self) -> None:
-        """Fill the buffer with random steps, unless the run is resumed and the buffer restored."""
-        if self.global_rank > 0:  # with several processes, each plays different episodes
-            for part in (self.agent, self.buffer):
-                part.rng = np.random.Generator(part.rng.bit_generator.jumped(self.global_rank))
-            self.agent.reset()
-        if len(self.buffer) == 0:
-            self.populate(self.hparams.warm_start_steps)
 
     # The parts, each made by a method: override it for one of your own
     def make_env(self, **options: Any) -> gym.Env:
@@ -428,7 +423,7 @@ class DQNLightning(pl.LightningModule):
         agent, buffer = self.agent, self.buffer
         arrays = [torch.from_numpy(array[: len(buffer)]) for array in buffer.arrays or ()]
         checkpoint["buffer"] = (buffer.appended, arrays)
-        checkpoint["episode"] = (agent.episode_seed, list(agent.actions), self.score, list(self.scores))
+        checkpoint["episode"] = (agent.episode_seed, list(agent.actions), list(self.scores))
         checkpoint["rng"] = (torch.get_rng_state(), agent.rng.bit_generator.state, buffer.rng.bit_generator.state)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -436,11 +431,10 @@ class DQNLightning(pl.LightningModule):
         if "buffer" not in checkpoint:
             return
         agent, buffer = self.agent, self.buffer
-        episode_seed, actions, self.score, scores = checkpoint["episode"]
+        episode_seed, actions, scores = checkpoint["episode"]
         self.scores = deque(scores, self.scores.maxlen)
         agent.reset(episode_seed)
-        for action in actions:
-            agent.take(action)
+        self.score = sum(agent.take(action)[0] for action in actions)
         buffer.appended, arrays = checkpoint["buffer"]  # last, because those steps were stored again
         if arrays:
             buffer.allocate(arrays[0][0].numpy())
@@ -501,12 +495,12 @@ class ImprovedDQN(DQNLightning):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)  # saves all arguments, these too, in self.hparams; then calls make_buffer
-        self.discount **= getattr(self.buffer, "n_step", 1)  # a buffer of a subclass may not sum rewards
         if clip_error is not None:
-            self.criterion = nn.HuberLoss(reduction="none", delta=clip_error)  # half the squared error below delta
+            self.criterion = nn.HuberLoss(delta=clip_error)  # half the squared error below delta
 
     def make_buffer(self, seed: int) -> ReplayBuffer:
-        """n-step returns: the buffer sums n rewards. The value of the state after them is discounted by gamma^n."""
+        """n-step returns: the buffer sums n rewards, and the value of the state after them is discounted by gamma^n."""
+        self.discount = self.hparams.gamma**self.hparams.n_step
         return NStepBuffer(self.hparams.replay_size, self.hparams.n_step, self.hparams.gamma, seed)
 
     def td_targets(self, batch: Experience) -> torch.Tensor:
@@ -533,9 +527,9 @@ class ImprovedDQN(DQNLightning):
 
     def configure_optimizers(self) -> Any:
         optimizer = super().configure_optimizers()
-        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)]
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: self.lr_factor())]
 
-    def lr_factor(self, _epoch: int) -> float:
+    def lr_factor(self) -> float:
         """Multiplier of `lr`, updated after each epoch; unless constant, it falls from 1 to 0 over the run."""
         progress = min(1.0, self.global_step / self.total_steps())
         factors = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}

@@ -129,11 +129,11 @@ class Curious(ImprovedDQN):
         self.seen: dict[int, int] = {}
         self.extra = nn.Linear(4, 4)
 
-    def losses(self, batch):
+    def dqn_mse_loss(self, batch):
         place = int(batch[0].sum() * 10)
         self.seen[place] = self.seen.get(place, 0) + 1
-        extra = (self.extra(batch[0]) - batch[4]).pow(2).mean(1)
-        return super().losses(batch) + extra * self.hparams.bonus / self.seen[place]
+        extra = (self.extra(batch[0]) - batch[4]).pow(2).mean()
+        return super().dqn_mse_loss(batch) + extra * self.hparams.bonus / self.seen[place]
 
     def configure_optimizers(self):
         return torch.optim.Adam(reversed([*self.net.parameters(), *self.extra.parameters()]))

@@ -245,14 +245,14 @@ gym.register("Toy-v0", Toy)
 class OwnLoss(ImprovedDQN):
     """Learns that every action is worth 7."""
 
-    def losses(self, batch):
-        return (self.net(batch[0]) - 7).pow(2).mean(1)
+    def dqn_mse_loss(self, batch):
+        return (self.net(batch[0]) - 7).pow(2).mean()
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.net.parameters(), lr=0.05, momentum=0.5)
 
 
-def test_losses_and_configure_optimizers(folder):
+def test_dqn_mse_loss_and_configure_optimizers(folder):
     main("--env Toy-v0 --max_epochs 20", OwnLoss)
     model = OwnLoss.load_from_checkpoint(last_of(RUN), weights_only=True)
     assert model(torch.rand(50, 3) - 0.5).detach().numpy() == pytest.approx(np.full((50, 2), 7), abs=0.1)

@@ -39,16 +39,21 @@ class PrioritizedNStepBuffer(NStepBuffer, PrioritizedBuffer):
 
 
 class Prioritized(ImprovedDQN):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.criterion.reduction = "none"  # a loss for each experience, weighted below
+
     def make_buffer(self, seed: int) -> ReplayBuffer:
+        self.discount = self.hparams.gamma**self.hparams.n_step  # as in ImprovedDQN.make_buffer
         return PrioritizedNStepBuffer(self.hparams.replay_size, self.hparams.n_step, self.hparams.gamma, seed)
 
-    def losses(self, batch: Any) -> torch.Tensor:
-        losses = super().losses(batch)
+    def dqn_mse_loss(self, batch: Any) -> torch.Tensor:
+        losses = super().dqn_mse_loss(batch)
         errors = losses.detach().sqrt().cpu().numpy()
         self.buffer.arrays.priority[batch.place.cpu().numpy()] = (errors + 1e-6) ** 0.6
         # What is sampled more often counts less each time: partly at first, and fully (beta = 1) at the end of the run.
         beta = 0.4 + 0.6 * self.global_step / self.total_steps()
-        return (batch.priority / batch.priority.min()) ** -beta * losses
+        return ((batch.priority / batch.priority.min()) ** -beta * losses).mean()
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class Quantile(ImprovedDQN):
         hidden = self.hparams.hidden_size, self.hparams.hidden_layers
         return QuantileDQN(obs_size, n_actions, self.hparams.quantiles, *hidden)
 
-    def losses(self, batch: Experience) -> torch.Tensor:
+    def dqn_mse_loss(self, batch: Experience) -> torch.Tensor:
         rows, count = torch.arange(len(batch.action), device=self.device), self.hparams.quantiles
         quantiles = self.net.quantiles(batch.state)[rows, :, batch.action]
         with torch.no_grad():
@@ -52,7 +52,7 @@ class Quantile(ImprovedDQN):
         shares = (torch.arange(count, device=self.device).unsqueeze(1) + 0.5) / count
         weights = torch.where(targets > quantiles, shares, 1 - shares)
         errors = nn.functional.huber_loss(quantiles, targets, reduction="none", delta=self.hparams.clip_error or 1.0)
-        return (weights * errors).mean(2).sum(1)
+        return (weights * errors).mean(2).sum(1).mean()
 
 
 if __name__ == "__main__":
