@@ -68,9 +68,14 @@ EVAL_STEPS = 10_000  # step limit of an episode that is played greedily
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Part 1: DQN. An agent plays and stores its steps in a replay buffer. After each step the Q-network learns, from a few
-# of them drawn at random, what return an action brings. The agent plays the action that the network rates highest, and
-# sometimes a random one. By default part 2's subclass runs; --n_step 1 --lr_schedule constant: as in part 1.
+# Part 1: DQN. By default part 2's subclass runs; --n_step 1 --lr_schedule constant makes it do what part 1 does.
+#
+#     fill the replay buffer with random steps
+#     at every step:
+#         play the action with the highest Q(s, a), or with probability epsilon a random one, and store the step
+#         for a random minibatch of stored steps: target = r + gamma * max_a' Q_target(s', a'), or r if s' is terminal
+#         change the weights of Q by the gradient of the mean of (Q(s, a) - target)^2
+#         every 10 steps: Q_target = Q
 
 
 class DQN(nn.Module):
@@ -259,12 +264,12 @@ class DQNLightning(pl.LightningModule):
     #     model.on_fit_start()                                   # fill the replay buffer with random steps
     #     for epoch in range(1200):
     #         for batch in loader:                               # train_dataloader's: 200 experiences, 16 at a time
-    #             loss = model.training_step(batch)              # act, store the step, compute the loss of the batch
+    #             loss = model.training_step(batch)              # act, compute the loss of the batch, sync the target
     #             optimizer.zero_grad(); loss.backward(); optimizer.step()
     #         every 40 epochs: model.validation_step()           # play greedily, to see how good the agent is
     #
-    # A sample that lasts 13 steps is the article's idea. Usually each step draws its own, which learns no better here
-    # (--sample_size 16 --max_epochs 15600).
+    # Drawing for 13 steps at once is the article's idea. It saves time, and learns as well as the usual draw for each
+    # step (--sample_size 16 --max_epochs 15600).
     def on_fit_start(self) -> None:
         """Fill the buffer with random steps, unless the run is resumed and the buffer restored."""
         if self.global_rank > 0:  # with several processes, each plays different episodes
@@ -370,7 +375,7 @@ class DQNLightning(pl.LightningModule):
         if self.global_step % 50 == 0:
             scalars |= {"reward": reward, "train_loss": loss.item(), "epsilon": self.epsilon}
             scalars["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-            scalars["q_mean"] = self.target_net(batch.state).amax(1).mean().item()  # target_net: no gradients
+            scalars["q_mean"] = self.target_net(batch.state).amax(1).mean().item()  # the target network's: no gradients
         if scalars:
             for logger in self.loggers:  # `self.log` at every step would take longer than the learning
                 logger.log_metrics(scalars, step=self.global_step)
@@ -417,7 +422,7 @@ class DQNLightning(pl.LightningModule):
     # Saving and resuming
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run needs beyond weights and optimizer; extend both hooks to add state of your own."""
-        checkpoint |= {"class": type(self).__name__, "global_step": self.global_step}  # or a subclass's own count
+        checkpoint |= {"class": type(self).__name__, "global_step": self.global_step}  # `fast` counts its own
         if "optimizer_states" not in checkpoint:  # best.ckpt, which is for playing only
             return
         agent, buffer = self.agent, self.buffer
@@ -584,7 +589,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
             self.best_reward = -math.inf
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: DQNLightning) -> None:
-        """Save between two epochs, so that no sample is left half used."""
+        """Save between two epochs, after the validation if there is one, so that no sample is left half used."""
         epoch = trainer.current_epoch + 1
         validated = epoch % (trainer.check_val_every_n_epoch or 1) == 0
         if not validated and epoch != trainer.max_epochs:
