@@ -69,13 +69,21 @@ EVAL_STEPS = 10_000  # step limit of an episode that is played greedily
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Part 1: DQN. By default part 2's subclass runs; --n_step 1 --lr_schedule constant makes it do what part 1 does.
+# The loop is Lightning's. pl.Trainer(max_epochs=1200, check_val_every_n_epoch=40).fit(DQNLightning()) does this:
 #
-#     fill the replay buffer with random steps
-#     at every step:
-#         play the action with the highest Q(s, a), or with probability epsilon a random one, and store the step
-#         for a random minibatch of stored steps: target = r + gamma * max_a' Q_target(s', a'), or r if s' is terminal
-#         change the weights of Q by the gradient of the mean of (Q(s, a) - target)^2
-#         every 10 steps: Q_target = Q
+#     model.on_fit_start()                                        # fill the replay buffer with random steps
+#     for epoch in range(1200):
+#         for batch in loader:                                    # train_dataloader's: 200 experiences, 16 at a time
+#             loss = model.training_step(batch)                   # the Trainer has moved the batch to the device
+#             #   act epsilon-greedily, store the step             in Agent.play_step; epsilon falls from step to step
+#             #   target = r + gamma * max_a' Q_target(s', a')     in td_targets
+#             #   loss = mean of (Q(s, a) - target)^2              in dqn_mse_loss
+#             #   every 10 steps: Q_target = Q                     in sync_target
+#             optimizer.zero_grad(); loss.backward(); optimizer.step()
+#         every 40 epochs: model.validation_step()                # play greedily, to see how good the agent is
+#
+# Drawing for 13 steps at once, twelve batches of 16 and one of 8, is the article's idea. It saves time, and learns as
+# well as the usual draw for each step does (--sample_size 16 --max_epochs 15600).
 
 
 class DQN(nn.Module):
@@ -258,18 +266,7 @@ class DQNLightning(pl.LightningModule):
         """Q-values, float32 (batch, n_actions), of the observations `x` (batch, *observation shape)."""
         return self.net(x)
 
-    # Training. The loop is Lightning's. pl.Trainer(max_epochs=1200, check_val_every_n_epoch=40).fit(DQNLightning())
-    # does this:
-    #
-    #     model.on_fit_start()                                   # fill the replay buffer with random steps
-    #     for epoch in range(1200):
-    #         for batch in loader:                               # train_dataloader's: 200 experiences, 16 at a time
-    #             loss = model.training_step(batch)              # act, compute the loss of the batch, sync the target
-    #             optimizer.zero_grad(); loss.backward(); optimizer.step()
-    #         every 40 epochs: model.validation_step()           # play greedily, to see how good the agent is
-    #
-    # Drawing for 13 steps at once is the article's idea. It saves time, and learns as well as the usual draw for each
-    # step (--sample_size 16 --max_epochs 15600).
+    # Training: Lightning calls these methods as written out at the head of part 1
     def on_fit_start(self) -> None:
         """Fill the buffer with random steps, unless the run is resumed and the buffer restored."""
         if self.global_rank > 0:  # with several processes, each plays different episodes
@@ -422,7 +419,7 @@ class DQNLightning(pl.LightningModule):
     # Saving and resuming
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run needs beyond weights and optimizer; extend both hooks to add state of your own."""
-        checkpoint |= {"class": type(self).__name__, "global_step": self.global_step}  # `fast` counts its own
+        checkpoint |= {"class": type(self).__name__, "global_step": self.global_step}  # a subclass may count its own
         if "optimizer_states" not in checkpoint:  # best.ckpt, which is for playing only
             return
         agent, buffer = self.agent, self.buffer
@@ -490,6 +487,8 @@ class NStepBuffer(ReplayBuffer):
 class ImprovedDQN(DQNLightning):
     """DQN with n-step returns and a decaying learning rate; optionally double DQN, Huber loss and soft updates."""
 
+    buffer: NStepBuffer
+
     def __init__(
         self,
         n_step: Annotated[int, "rewards summed before bootstrapping"] = 5,
@@ -500,12 +499,12 @@ class ImprovedDQN(DQNLightning):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)  # saves all arguments, these too, in self.hparams; then calls make_buffer
+        self.discount = self.hparams.gamma**self.buffer.n_step
         if clip_error is not None:
             self.criterion = nn.HuberLoss(delta=clip_error)  # half the squared error below delta
 
     def make_buffer(self, seed: int) -> ReplayBuffer:
-        """n-step returns: the buffer sums n rewards, and the value of the state after them is discounted by gamma^n."""
-        self.discount = self.hparams.gamma**self.hparams.n_step
+        """n-step returns: the buffer sums n rewards. The value of the state after them is discounted by gamma^n."""
         return NStepBuffer(self.hparams.replay_size, self.hparams.n_step, self.hparams.gamma, seed)
 
     def td_targets(self, batch: Experience) -> torch.Tensor:

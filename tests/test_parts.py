@@ -380,13 +380,22 @@ def test_target_is_the_reward_and_the_discounted_value_of_the_next_state():
     assert targets.tolist() == pytest.approx([1 + 0.9 * 10, -2 + 0.9 * 10, 1])
 
 
-def test_the_target_is_discounted_once_if_the_buffer_does_not_sum():
+def test_the_discount_follows_from_the_buffer_not_from_the_flag():
+    class OwnSteps(ImprovedDQN):
+        def make_buffer(self, seed):
+            return NStepBuffer(self.hparams.replay_size, 2, self.hparams.gamma, seed)
+
+    model = by_hand(OwnSteps, [1, 3], [10, 4], gamma=0.9)
+    assert model.td_targets(batch_of([1], [False], [0])).tolist() == pytest.approx([1 + 0.9**2 * 10])
+
+
+def test_a_buffer_that_does_not_say_how_many_rewards_it_sums_is_an_error_at_once():
     class Plain(ImprovedDQN):
         def make_buffer(self, seed):
             return ReplayBuffer(self.hparams.replay_size, seed)
 
-    model = by_hand(Plain, [1, 3], [10, 4], gamma=0.9)
-    assert model.td_targets(batch_of([1], [False], [0])).tolist() == pytest.approx([1 + 0.9 * 10])
+    with pytest.raises(AttributeError, match="n_step"):
+        Plain()
 
 
 def test_n_step_target_is_discounted_n_times():

@@ -44,7 +44,6 @@ class Prioritized(ImprovedDQN):
         self.criterion.reduction = "none"  # a loss for each experience, weighted below
 
     def make_buffer(self, seed: int) -> ReplayBuffer:
-        self.discount = self.hparams.gamma**self.hparams.n_step  # as in ImprovedDQN.make_buffer
         return PrioritizedNStepBuffer(self.hparams.replay_size, self.hparams.n_step, self.hparams.gamma, seed)
 
     def dqn_mse_loss(self, batch: Any) -> torch.Tensor:
