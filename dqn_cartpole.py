@@ -82,8 +82,8 @@ EVAL_STEPS = 10_000  # step limit of an episode that is played greedily
 #             optimizer.zero_grad(); loss.backward(); optimizer.step()
 #         every 40 epochs: model.validation_step()                # play greedily, to see how good the agent is
 #
-# Drawing for 13 steps at once, twelve batches of 16 and one of 8, is the article's idea. It saves time, and learns as
-# well as the usual draw for each step does (--sample_size 16 --max_epochs 15600).
+# Drawing for 13 steps at once, twelve batches of 16 and one of 8, is the article's idea. It learns as well as the usual
+# draw for each step does (--sample_size 16 --max_epochs 15600).
 
 
 class DQN(nn.Module):
