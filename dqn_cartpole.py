@@ -436,7 +436,9 @@ class DQNLightning(pl.LightningModule):
         episode_seed, actions, scores = checkpoint["episode"]
         self.scores = deque(scores, self.scores.maxlen)
         agent.reset(episode_seed)
-        self.score = sum(agent.take(action)[0] for action in actions)
+        self.score = 0.0
+        for action in actions:
+            self.score += agent.take(action)[0]
         buffer.appended, arrays = checkpoint["buffer"]  # last, because those steps were stored again
         if arrays:
             buffer.allocate(arrays[0][0].numpy())
