@@ -266,7 +266,7 @@ class DQNLightning(pl.LightningModule):
         """Q-values, float32 (batch, n_actions), of the observations `x` (batch, *observation shape)."""
         return self.net(x)
 
-    # Training: Lightning calls these methods as written out at the head of part 1
+    # Training, in the order of the loop at the head of part 1
     def on_fit_start(self) -> None:
         """Fill the buffer with random steps, unless the run is resumed and the buffer restored."""
         if self.global_rank > 0:  # with several processes, each plays different episodes
@@ -505,7 +505,7 @@ class ImprovedDQN(DQNLightning):
         if clip_error is not None:
             self.criterion = nn.HuberLoss(delta=clip_error)  # half the squared error below delta
 
-    def make_buffer(self, seed: int) -> ReplayBuffer:
+    def make_buffer(self, seed: int) -> NStepBuffer:
         """n-step returns: the buffer sums n rewards. The value of the state after them is discounted by gamma^n."""
         return NStepBuffer(self.hparams.replay_size, self.hparams.n_step, self.hparams.gamma, seed)
 

@@ -410,16 +410,19 @@ def test_double_dqn_lets_the_online_network_choose_and_the_target_network_value(
     assert targets.tolist() == pytest.approx([1 + 0.9 * 4, 1])
 
 
-def test_loss_is_the_mean_of_the_squared_errors():
+def test_loss_is_the_mean_of_the_squared_errors_or_each_of_them():
     model = by_hand(DQNLightning, [1, 3], [10, 4], gamma=0.9)
     batch = batch_of([1.0, 1.0], [False, True], [0, 1])  # errors: 1 - 10 and 3 - 1
     assert model.dqn_mse_loss(batch).item() == pytest.approx(42.5)
+    model.criterion.reduction = "none"
+    assert model.dqn_mse_loss(batch).tolist() == pytest.approx([81, 4])
 
 
 def test_errors_beyond_clip_error_count_linearly():
     model = by_hand(ImprovedDQN, [1, 3], [10, 4], gamma=0.9, n_step=1, clip_error=2.5)
     batch = batch_of([1.0, 1.0], [False, True], [0, 1])
-    assert model.dqn_mse_loss(batch).item() == pytest.approx((2.5 * (9 - 2.5 / 2) + 4 / 2) / 2)
+    model.criterion.reduction = "none"
+    assert model.dqn_mse_loss(batch).tolist() == pytest.approx([2.5 * (9 - 2.5 / 2), 4 / 2])
 
 
 @pytest.mark.parametrize("double_dqn", [False, True])

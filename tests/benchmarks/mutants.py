@@ -48,11 +48,7 @@ FAULTS = [
     ("parts", "array = np.array(observation)", "array = np.asarray(observation)"),
     ("parts", "np.float32 if dtype == np.float64 else dtype", "dtype"),
     ("parts", ".requires_grad_(False).eval()", ".requires_grad_(False)"),
-    (
-        "parts",
-        "self.criterion: nn.Module = nn.MSELoss()",
-        "self.criterion = nn.L1Loss()",
-    ),
+    ("parts", "self.criterion: nn.Module = nn.MSELoss()", "self.criterion = nn.L1Loss()"),
     ("parts", "self.hparams.eps_last_frame or self.total_steps()", "self.hparams.eps_last_frame or 15600"),
     ("parts", "self.hparams.eps_last_frame or self.total_steps()", "self.total_steps()"),
     (

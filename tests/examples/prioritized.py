@@ -43,7 +43,7 @@ class Prioritized(ImprovedDQN):
         super().__init__(**kwargs)
         self.criterion.reduction = "none"  # a loss for each experience, weighted below
 
-    def make_buffer(self, seed: int) -> ReplayBuffer:
+    def make_buffer(self, seed: int) -> NStepBuffer:
         return PrioritizedNStepBuffer(self.hparams.replay_size, self.hparams.n_step, self.hparams.gamma, seed)
 
     def dqn_mse_loss(self, batch: Any) -> torch.Tensor:
