@@ -69,6 +69,8 @@ EVAL_STEPS = 10_000  # step limit of an episode that is played greedily
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Part 1: DQN. By default part 2's subclass runs; --n_step 1 --lr_schedule constant makes it do what part 1 does.
+# The task: push a cart left or right to balance its pole, given position and velocity, angle and angular velocity. Each
+# step has a reward of 1, until the pole falls, the cart leaves the track or, in CartPole-v0, 200 steps are over.
 # The loop is Lightning's. pl.Trainer(max_epochs=1200, check_val_every_n_epoch=40).fit(DQNLightning()) does this:
 #
 #     model.on_fit_start()                                        # fill the replay buffer with random steps
@@ -79,7 +81,7 @@ EVAL_STEPS = 10_000  # step limit of an episode that is played greedily
 #             #   target = r + gamma * max_a' Q_target(s', a')     in td_targets
 #             #   loss = mean of (Q(s, a) - target)^2              in dqn_mse_loss
 #             #   every 10 steps: Q_target = Q                     in sync_target
-#             optimizer.zero_grad(); loss.backward(); optimizer.step()
+#             optimizer.zero_grad(); loss.backward(); optimizer.step()    # counted by model.global_step
 #         every 40 epochs: model.validation_step()                # play greedily, to see how good the agent is
 #
 # Drawing for 13 steps at once, twelve batches of 16 and one of 8, is the article's idea. It learns as well as the usual
@@ -254,7 +256,7 @@ class DQNLightning(pl.LightningModule):
         self.env = self.make_env()  # make_* run before the rest of a subclass's __init__, so use self.hparams
         self.net = self.make_net()
         self.target_net = copy.deepcopy(self.net).requires_grad_(False).eval()
-        self.discount = gamma  # of the value of an experience's new state
+        self.discount = gamma  # of the value of an experience's new state; in part 2 gamma^n
         buffer_seed, agent_seed = torch.randint(2**62, (2,)).tolist()  # determined by --seed
         self.buffer = self.make_buffer(buffer_seed)
         self.agent = self.make_agent(agent_seed)
@@ -528,8 +530,8 @@ class ImprovedDQN(DQNLightning):
         with torch.no_grad():
             for target, weight in zip(self.target_net.parameters(), self.net.parameters()):
                 target.lerp_(weight, self.hparams.tau)
-        for target, statistic in zip(self.target_net.buffers(), self.net.buffers()):  # running means and the like
-            target.copy_(statistic)
+        for target, value in zip(self.target_net.buffers(), self.net.buffers()):  # what a net has beside its weights
+            target.copy_(value)
 
     def configure_optimizers(self) -> Any:
         optimizer = super().configure_optimizers()

@@ -77,7 +77,7 @@ FAULTS = [
     ("parts", "if not self.hparams.double_dqn:", "if False:"),
     ("parts", "actions).squeeze(1).masked_fill(batch.done, 0.0)", "actions).squeeze(1)"),
     ("parts", "self.net(batch.new_state).argmax(1", "self.target_net(batch.new_state).argmax(1"),
-    ("parts", "            target.copy_(statistic)\n", "            pass\n"),
+    ("parts", "            target.copy_(value)\n", "            pass\n"),
     ("parts", "target.lerp_(weight, self.hparams.tau)", "target.lerp_(weight, 1 - self.hparams.tau)"),
     ("parts", '"linear": 1 - progress', '"linear": progress'),
     ("environments", "envs = [stack.enter_context(self.make_env()) for", "envs = [self.make_env() for"),
