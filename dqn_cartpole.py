@@ -3,15 +3,15 @@
     pip install -r requirements.txt
     python dqn_cartpole.py                  # reaches the maximum score, 200, in half a minute; --gpus 1: on a GPU
     tensorboard --logdir lightning_logs     # watch it learn
-    python dqn_cartpole.py --n_step 1 --lr_schedule constant    # plain DQN, as in part 1
+    python dqn_cartpole.py --n_step 1 --lr_schedule constant --no-layer_norm    # plain DQN, as in part 1
     python dqn_cartpole.py --resume         # after Ctrl-C, a crash or a kill: continue from the last validation
     python dqn_cartpole.py --help           # every setting and its default
 
 Part 1 is DQN as in the article that this file rebuilds: Donal Byrne, "En-Lightning Reinforcement Learning: Building a
 DQN with PyTorch Lightning" (2020, pytorchlightning.ai/blog). The algorithm is from Mnih et al., "Human-level control
-through deep reinforcement learning", Nature 518 (2015). Part 2 extends it: by default n-step returns and a decaying
-learning rate, optionally double DQN, a Huber loss and soft updates. Part 3 runs it. To build your own agent, subclass
-(tests/examples has more: other networks, prioritized replay, action masks, images, exploration):
+through deep reinforcement learning", Nature 518 (2015). Part 2 extends it: by default n-step returns, a decaying
+learning rate and layer normalization, optionally double DQN, a Huber loss and soft updates. Part 3 runs it. To build
+your own agent, subclass (tests/examples has more: networks, prioritized replay, action masks, images, exploration):
 
     from torch import nn
     from dqn_cartpole import ImprovedDQN, main, parse_args
@@ -68,7 +68,7 @@ EVAL_STEPS = 10_000  # step limit of an episode that is played greedily
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Part 1: DQN. By default part 2's subclass runs; --n_step 1 --lr_schedule constant makes it do what part 1 does.
+# Part 1: DQN. By default part 2's subclass runs; the flags for plain DQN, above, make it do what part 1 does.
 # The task: push a cart left or right to balance its pole, given position and velocity, angle and angular velocity. Each
 # step has a reward of 1, until the pole falls, the cart leaves the track or, in CartPole-v0, 200 steps are over.
 # The loop is Lightning's. pl.Trainer(max_epochs=1200, check_val_every_n_epoch=40).fit(DQNLightning()) does this:
@@ -83,9 +83,6 @@ EVAL_STEPS = 10_000  # step limit of an episode that is played greedily
 #             #   every 10 steps: Q_target = Q                     in sync_target
 #             optimizer.zero_grad(); loss.backward(); optimizer.step()    # counted by model.global_step
 #         every 40 epochs: model.validation_step()                # play greedily, to see how good the agent is
-#
-# Drawing for 13 steps at once, twelve batches of 16 and one of 8, is the article's idea. It learns as well as the usual
-# draw for each step does (--sample_size 16 --max_epochs 15600).
 
 
 class DQN(nn.Module):
@@ -157,7 +154,7 @@ class ReplayBuffer:
 
 
 class RLDataset(IterableDataset):
-    """The replay buffer as a dataset for Lightning: each pass over it, an epoch, draws a new sample.
+    """The replay buffer as a dataset for Lightning: each pass over it, an epoch, draws a new sample for all its steps.
 
     It yields the sample as tensors of `batch_size` experiences; without `batch_size`, one by one, as in the article.
     """
@@ -477,7 +474,6 @@ class NStepBuffer(ReplayBuffer):
         With n = 3, an episode that terminates at its fifth step gives five experiences, of 3, 3, 3, 2 and 1 rewards.
         """
         self.pending.append(experience)
-        # This loops once if n steps are pending, and on termination once for each pending step.
         while len(self.pending) == self.n_step or (experience.done and self.pending):
             reward = sum(self.gamma**k * step.reward for k, step in enumerate(self.pending))
             oldest = self.pending.pop(0)
@@ -489,7 +485,7 @@ class NStepBuffer(ReplayBuffer):
 
 
 class ImprovedDQN(DQNLightning):
-    """DQN with n-step returns and a decaying learning rate; optionally double DQN, Huber loss and soft updates."""
+    """DQN with n-step returns, a decaying learning rate and layer normalization; other extensions are optional."""
 
     buffer: NStepBuffer
 
@@ -497,6 +493,7 @@ class ImprovedDQN(DQNLightning):
         self,
         n_step: Annotated[int, "rewards summed before bootstrapping"] = 5,
         lr_schedule: Annotated[Literal["constant", "linear", "cosine"], "decay of lr over the run"] = "cosine",
+        layer_norm: Annotated[bool, "normalize the units of each hidden layer (Ba et al. 2016)"] = True,
         double_dqn: Annotated[bool, "let the online network select the next action (van Hasselt et al. 2016)"] = False,
         clip_error: Annotated[float | None, "delta of a Huber loss (Mnih et al.: 1; unset: squared errors)"] = None,
         tau: Annotated[float, "below 1: soft updates, target += tau * (net - target), at every step; 1: copies"] = 1.0,
@@ -506,6 +503,14 @@ class ImprovedDQN(DQNLightning):
         self.discount = self.hparams.gamma**self.buffer.n_step
         if clip_error is not None:
             self.criterion = nn.HuberLoss(delta=clip_error)  # half the squared error below delta
+
+    def make_net(self) -> nn.Module:
+        """Layer normalization: in every state the units of a hidden layer, before the ReLU, have mean 0, variance 1."""
+        net: Any = super().make_net()
+        if self.hparams.layer_norm:
+            for layer in range(self.hparams.hidden_layers):  # after its linear layer
+                net.net.insert(3 * layer + 1, nn.LayerNorm(self.hparams.hidden_size))
+        return net
 
     def make_buffer(self, seed: int) -> NStepBuffer:
         """n-step returns: the buffer sums n rewards. The value of the state after them is discounted by gamma^n."""
@@ -527,11 +532,9 @@ class ImprovedDQN(DQNLightning):
         if self.hparams.tau == 1:
             super().sync_target()
             return
-        with torch.no_grad():
-            for target, weight in zip(self.target_net.parameters(), self.net.parameters()):
-                target.lerp_(weight, self.hparams.tau)
-        for target, value in zip(self.target_net.buffers(), self.net.buffers()):  # what a net has beside its weights
-            target.copy_(value)
+        for target, value in zip(self.target_net.state_dict().values(), self.net.state_dict().values()):
+            if target.is_floating_point():  # not a counter
+                target.lerp_(value, self.hparams.tau)
 
     def configure_optimizers(self) -> Any:
         optimizer = super().configure_optimizers()

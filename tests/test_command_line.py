@@ -82,7 +82,7 @@ def test_a_run_writes_one_folder(first):
 def test_every_curve_is_there(first):
     curves = scalars(first.run)
     for name in ("total_reward", "avg_reward", "reward", "train_loss", "epsilon", "lr", "q_mean"):
-        assert len(curves[name]) > 10
+        assert len(curves[name]) > 5
         assert np.isfinite([value for _, value in curves[name]]).all()
     assert len(curves["val_reward"]) == len(set(curves["test_reward"])) == 1
 
@@ -235,7 +235,7 @@ def test_a_run_warns_of_nothing_and_has_a_line_for_every_validation(first):
     assert first.stderr == ""
     (line,) = (line for line in first.stdout.splitlines() if line.startswith("step "))
     ((_, value),) = scalars(first.run)["val_reward"]
-    assert line == f"step 520: val_reward {value:.2f}"
+    assert line == f"step 520: val_reward {value:.2f}" + (" (solved)" if value >= 195 else "")
 
 
 def test_it_says_what_runs_where(first):
@@ -357,6 +357,7 @@ EFFECTIVE = [
     "--hidden_layers=2",
     "--lr_schedule=linear",
     "--lr_schedule=constant",
+    "--no-layer_norm",
     "--n_step=2",
     "--double_dqn",
     "--clip_error=0.5",
@@ -391,7 +392,7 @@ def test_every_flag_changes_the_run(folder, plain_weights, flag):
 
 
 def test_every_hyperparameter_is_a_flag_that_changes_the_run():
-    assert DEFAULTS.keys() <= {flag.removeprefix("--").partition("=")[0] for flag in EFFECTIVE}
+    assert DEFAULTS.keys() <= {re.sub("^--(no-)?|=.*", "", flag) for flag in EFFECTIVE}
 
 
 # Bad input

@@ -214,7 +214,7 @@ def test_fast_is_the_default_program_bit_for_bit(flags, tmp_path):
 def test_dueling_and_prioritized_combine(straight):
     folder, _ = straight("both")
     checkpoint = last(folder)
-    assert {"net.net.2.value.weight", "net.net.2.advantage.weight"} <= checkpoint["state_dict"].keys()
+    assert {"net.net.3.value.weight", "net.net.3.advantage.weight"} <= checkpoint["state_dict"].keys()
     arrays = checkpoint["buffer"][1]
     assert len(arrays[-1].unique()) > 100
 

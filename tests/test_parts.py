@@ -425,6 +425,27 @@ def test_errors_beyond_clip_error_count_linearly():
     assert model.dqn_mse_loss(batch).tolist() == pytest.approx([2.5 * (9 - 2.5 / 2), 4 / 2])
 
 
+@pytest.mark.parametrize("hidden_layers", [1, 3])
+def test_layer_norm_normalizes_what_enters_every_activation(hidden_layers):
+    model, entering = ImprovedDQN(hidden_layers=hidden_layers), []
+    for layer in model.net.net:
+        if isinstance(layer, nn.ReLU):
+            layer.register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
+    model(torch.randn(5, 4))
+    assert len(entering) == hidden_layers
+    for units in entering:
+        torch.testing.assert_close(units.mean(1), torch.zeros(5), atol=1e-5, rtol=0)
+        torch.testing.assert_close(units.var(1, correction=0), torch.ones(5), atol=1e-3, rtol=0)
+
+
+def test_with_everything_off_part_2_is_part_1_bit_for_bit():
+    plain, improved = small(), small(ImprovedDQN, n_step=1, lr_schedule="constant", layer_norm=False)
+    for model in (plain, improved):
+        torch.manual_seed(0)
+        fit(model, 3)
+    assert same(dict(plain.state_dict()), dict(improved.state_dict()))
+
+
 @pytest.mark.parametrize("double_dqn", [False, True])
 def test_gradient_flows_through_the_chosen_q_value_only(double_dqn):
     model = by_hand(ImprovedDQN, [1, 3], [10, 4], n_step=1, double_dqn=double_dqn)
@@ -566,8 +587,7 @@ def test_target_network_follows_what_a_batchnorm_tracks(tau):
     model.net(torch.randn(50, 4) + 3)
     model.sync_target()
     assert model.net[0].running_mean.abs().min() > 0.1
-    for name, tracked in model.net[0].named_buffers():
-        assert torch.equal(model.target_net[0].get_buffer(name), tracked)
+    torch.testing.assert_close(model.target_net[0].running_mean, tau * model.net[0].running_mean)  # 0 before
 
 
 @pytest.mark.parametrize("length", [{"max_epochs": 10}, {"max_epochs": 20}, {"max_epochs": -1, "max_steps": 100}])

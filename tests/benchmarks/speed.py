@@ -6,7 +6,8 @@
 Every measurement is a process of its own, in a temporary folder and on a pseudo-terminal as a user's is (so this needs
 Linux or macOS), and one at a time. The contenders take turns within a round, and a ratio is taken within a round: what
 slows the machine slows both. Values are medians over the rounds, with the least and the greatest. Steps are timed at a
-constant epsilon, the mean of a default run, and without validation; logs, the bar and checkpoints are in them.
+constant epsilon, the mean of a default run, and without validation; logs, the bar and checkpoints are in them. All have
+the same network, without layer normalization, but where the row says so and in the time to solved.
 
 Torch's threads: one for a small network, as in dqn_cartpole.py, also in (b) and (d); in (c) as many as there are cores,
 because nobody told it otherwise. So measure on a machine that does nothing else: where a core is taken, threads wait
@@ -45,6 +46,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {name: (ROOT / name).read_bytes() for name in ("dqn_cartpole.py", "tests/examples/fast.py")}
 NAMES = {  # of a function below, and flags
     "script": "(a) dqn_cartpole.py",
+    "script --layer_norm": "(a) with layer normalization, the default",
     "fast": "(a') tests.examples.fast",
     "bare": "(b) bare PyTorch loop",
     "article": "(c) the article's structure",
@@ -352,7 +354,7 @@ def processes(job):
     options = {"max_epochs": job.settings["max_epochs"], "limit_val_batches": 0} | dict.fromkeys(off, False)
     strategy = "ddp" if job.devices > 1 else "auto"
     trainer = pl.Trainer(accelerator="cpu", devices=job.devices, strategy=strategy, **options)
-    trainer.fit(ImprovedDQN(hidden_size=job.settings["hidden_size"], **EPSILON))
+    trainer.fit(ImprovedDQN(hidden_size=job.settings["hidden_size"], layer_norm=False, **EPSILON))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -405,8 +407,10 @@ class Bench:
             print("No GPU is visible, so nothing is measured on one.\n")
 
     def job(self, contender, changed=EPSILON, divisor=1, **options):
-        kind, *flags = contender.split()
-        flags += [f"--{name}={value}" for name, value in changed.items()]
+        kind, *own = contender.split()
+        flags = [f"--{name}={value}" for name, value in changed.items()]
+        flags += [] if "cap" in options else ["--no-layer_norm"]
+        flags += own
         job = {"kind": kind, "settings": self.settings | changed, "flags": flags, "lines": False}
         return job | {"skip": SKIP // divisor, "steps": self.args.steps // divisor} | options
 
