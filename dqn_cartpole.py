@@ -21,9 +21,9 @@ your own agent, subclass (tests/examples has more: networks, prioritized replay,
             super().__init__(lr=lr, **kwargs)  # stores all arguments, slope too, in self.hparams; then calls make_net
 
         def make_net(self):
-            obs_size, n_actions = self.env.observation_space.shape[0], self.env.action_space.n
-            hidden, activation = nn.Linear(obs_size, self.hparams.hidden_size), nn.LeakyReLU(self.hparams.slope)
-            return nn.Sequential(hidden, activation, nn.Linear(self.hparams.hidden_size, n_actions))
+            network = super().make_net()
+            network.net[-2] = nn.LeakyReLU(self.hparams.slope)  # in place of the last ReLU
+            return network
 
     main(parse_args(module=MyDQN))
 """
@@ -451,8 +451,8 @@ class DQNLightning(pl.LightningModule):
 # Part 2: common extensions, each by overriding a method or two
 #
 # Plain DQN solves CartPole-v0 (a validation at 195 or more) at step 3,120, the median of ten seeds; with n-step returns
-# it takes 2,080. A decaying learning rate keeps what was learned: with n-step returns and decay the worst seed scores
-# 200 in the end, with n-step returns alone 147. tests/benchmarks/RESULTS.md has what each extension does alone.
+# it takes 2,080. A decaying learning rate keeps what was learned. Layer normalization steadies it further: with all
+# three, 39 of 40 seeds score exactly 200 in the end. tests/benchmarks/RESULTS.md has what each does alone.
 
 
 class NStepBuffer(ReplayBuffer):
@@ -505,7 +505,7 @@ class ImprovedDQN(DQNLightning):
             self.criterion = nn.HuberLoss(delta=clip_error)  # half the squared error below delta
 
     def make_net(self) -> nn.Module:
-        """Layer normalization: in every state the units of a hidden layer, before the ReLU, have mean 0, variance 1."""
+        """Layer normalization: in each state the units of a hidden layer are standardized, then scaled and shifted."""
         net: Any = super().make_net()
         if self.hparams.layer_norm:
             for layer in range(self.hparams.hidden_layers):  # after its linear layer

@@ -174,7 +174,7 @@ def test_the_program_in_the_files_head_runs_and_prints_commands_that_name_it(tmp
     assert done.stdout.splitlines()[-1].startswith(f"python '{program}' --test ")
     checkpoint = load(last_of(tmp_path / RUN))
     assert {"slope": 0.3, "lr": 3e-3}.items() <= checkpoint["hyper_parameters"].items()
-    assert len(checkpoint["state_dict"]["net.0.bias"]) == 16
+    assert len(checkpoint["state_dict"]["net.net.0.bias"]) == 16
 
 
 # What it can override
