@@ -154,7 +154,7 @@ class ReplayBuffer:
 
 
 class RLDataset(IterableDataset):
-    """The replay buffer as a dataset for Lightning: each pass over it, an epoch, draws a new sample for all its steps.
+    """The replay buffer as a dataset for Lightning: an epoch, one pass, draws one sample (Mnih et al.: one a step).
 
     It yields the sample as tensors of `batch_size` experiences; without `batch_size`, one by one, as in the article.
     """

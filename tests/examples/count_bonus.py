@@ -3,7 +3,7 @@
     python -m tests.examples.count_bonus --env MountainCar-v0 --max_epochs 3000 --batch_size 64 --sample_size 832 \\
         --lr 1e-3 --sync_rate 250 --replay_size 50000 --hidden_size 256 --eps_start 0.3 --eps_end 0.05
 
-The curves show the rewards without the bonus. Measured: test score -144.01 in the median of ten seeds
+The curves show the rewards without the bonus. Measured: test score -102.34 in the median of ten seeds
 """
 
 import math

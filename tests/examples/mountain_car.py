@@ -5,7 +5,7 @@
 The car has to swing to climb, many steps in each direction: random actions of a single step hardly ever do it.
 Here they last longer (Dabney et al., "Temporally-Extended Epsilon-Greedy Exploration", 2021). Its speed is at most
 0.07, its position up to 1.2: without rescaling, which needs finite bounds, a network hardly sees the speed.
-Measured: ten seeds: -118.66 in the median; with the line in tests/benchmarks/recipes.txt, -99.94
+Measured: ten seeds: -104.43 in the median; with the line in tests/benchmarks/recipes.txt, -99.94
 """
 
 from typing import Any
