@@ -154,7 +154,7 @@ class ReplayBuffer:
 
 
 class RLDataset(IterableDataset):
-    """The replay buffer as a dataset for Lightning: an epoch, one pass, draws one sample (Mnih et al.: one a step).
+    """The replay buffer as a dataset for Lightning: each epoch draws one sample; Mnih et al. draw one per step.
 
     It yields the sample as tensors of `batch_size` experiences; without `batch_size`, one by one, as in the article.
     """
@@ -508,7 +508,7 @@ class ImprovedDQN(DQNLightning):
         """Layer normalization: in each state the units of a hidden layer are standardized, then scaled and shifted."""
         net: Any = super().make_net()
         if self.hparams.layer_norm:
-            for layer in range(self.hparams.hidden_layers):  # after its linear layer
+            for layer in range(self.hparams.hidden_layers):  # makes it Linear, LayerNorm, ReLU, Linear, ...
                 net.net.insert(3 * layer + 1, nn.LayerNorm(self.hparams.hidden_size))
         return net
 

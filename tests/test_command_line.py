@@ -81,9 +81,12 @@ def test_a_run_writes_one_folder(first):
 
 def test_every_curve_is_there(first):
     curves = scalars(first.run)
-    for name in ("total_reward", "avg_reward", "reward", "train_loss", "epsilon", "lr", "q_mean"):
-        assert len(curves[name]) > 5
+    for name in ("reward", "train_loss", "epsilon", "lr", "q_mean"):
+        assert [step for step, _ in curves[name]] == list(range(0, STEPS, 50))
         assert np.isfinite([value for _, value in curves[name]]).all()
+    assert len(curves["avg_reward"]) == len(curves["total_reward"]) > 5
+    for n, (step, _) in enumerate(curves["total_reward"], 1):  # a point at the end of every episode
+        assert step + 1 == sum(score for _, score in curves["total_reward"][:n])
     assert len(curves["val_reward"]) == len(set(curves["test_reward"])) == 1
 
 

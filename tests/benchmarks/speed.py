@@ -7,7 +7,7 @@ Every measurement is a process of its own, in a temporary folder and on a pseudo
 Linux or macOS), and one at a time. The contenders take turns within a round, and a ratio is taken within a round: what
 slows the machine slows both. Values are medians over the rounds, with the least and the greatest. Steps are timed at a
 constant epsilon, the mean of a default run, and without validation; logs, the bar and checkpoints are in them. All have
-the same network, without layer normalization, but where the row says so.
+the same network, without layer normalization, except where the row says so.
 
 Torch's threads: one for a small network, as in dqn_cartpole.py, also in (b) and (d); in (c) as many as there are cores,
 because nobody told it otherwise. So measure on a machine that does nothing else: where a core is taken, threads wait
