@@ -10,8 +10,8 @@
 Part 1 is DQN as in the article that this file rebuilds: Donal Byrne, "En-Lightning Reinforcement Learning: Building a
 DQN with PyTorch Lightning" (2020, pytorchlightning.ai/blog). The algorithm is from Mnih et al., "Human-level control
 through deep reinforcement learning", Nature 518 (2015). Part 2 extends it: by default n-step returns, a decaying
-learning rate and layer normalization, optionally double DQN, a Huber loss and soft updates. Part 3 runs it. To build
-your own agent, subclass (tests/examples has more: networks, prioritized replay, action masks, images, exploration):
+learning rate and layer normalization, optionally double DQN, a Huber loss and soft updates. Part 3 runs it. To learn
+DQN, read part 1 as far as "Logging and evaluation". To build your own agent, subclass (tests/examples has many more):
 
     from torch import nn
     from dqn_cartpole import ImprovedDQN, main, parse_args
@@ -71,7 +71,7 @@ EVAL_STEPS = 10_000  # step limit of an episode that is played greedily
 # Part 1: DQN. By default part 2's subclass runs; the flags for plain DQN, above, make it do what part 1 does.
 # The task: push a cart left or right to balance its pole, given position and velocity, angle and angular velocity. Each
 # step has a reward of 1, until the pole falls, the cart leaves the track or, in CartPole-v0, 200 steps are over.
-# The loop is Lightning's. pl.Trainer(max_epochs=1200, check_val_every_n_epoch=40).fit(DQNLightning()) does this:
+# The loop is Lightning's: pl.Trainer(max_epochs=1200, check_val_every_n_epoch=40).fit(model) calls methods of model:
 #
 #     model.on_fit_start()                                        # fill the replay buffer with random steps
 #     for epoch in range(1200):
@@ -81,7 +81,7 @@ EVAL_STEPS = 10_000  # step limit of an episode that is played greedily
 #             #   target = r + gamma * max_a' Q_target(s', a')     in td_targets
 #             #   loss = mean of (Q(s, a) - target)^2              in dqn_mse_loss
 #             #   every 10 steps: Q_target = Q                     in sync_target
-#             optimizer.zero_grad(); loss.backward(); optimizer.step()    # counted by model.global_step
+#             optimizer.zero_grad(); loss.backward(); optimizer.step()    # Adam's step, counted by model.global_step
 #         every 40 epochs: model.validation_step()                # play greedily, to see how good the agent is
 
 
@@ -154,9 +154,10 @@ class ReplayBuffer:
 
 
 class RLDataset(IterableDataset):
-    """The replay buffer as a dataset for Lightning: each epoch draws one sample; Mnih et al. draw one per step.
+    """The replay buffer as a dataset for Lightning, which trains in epochs, that is, passes over a dataset.
 
-    It yields the sample as tensors of `batch_size` experiences; without `batch_size`, one by one, as in the article.
+    Each pass draws one new sample, as in the article; Mnih et al. draw a minibatch for every step. The sample comes as
+    tensors of `batch_size` experiences; without `batch_size`, one by one.
     """
 
     def __init__(self, buffer: ReplayBuffer, sample_size: int = 200, batch_size: int | None = None) -> None:
@@ -449,7 +450,6 @@ class DQNLightning(pl.LightningModule):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Part 2: common extensions, each by overriding a method or two
-#
 # Plain DQN solves CartPole-v0 (a validation at 195 or more) at step 3,120, the median of ten seeds; with n-step returns
 # it takes 2,080. A decaying learning rate keeps what was learned. Layer normalization steadies it: with all three the
 # worst of 40 seeds scores 199.92 in the end, without it 148.59. tests/benchmarks/RESULTS.md has what each does alone.
@@ -548,7 +548,7 @@ class ImprovedDQN(DQNLightning):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Part 3: the run: progress bar, checkpoints, film, command line
+# Part 3: the run: progress bar, checkpoints, film, command line; nothing about DQN from here on
 
 
 class Progress(pl.Callback):

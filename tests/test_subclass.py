@@ -168,7 +168,7 @@ def test_its_arguments_are_saved_and_loaded_and_refused_when_they_change(folder,
 
 def test_the_program_in_the_files_head_runs_and_prints_commands_that_name_it(tmp_path):
     program = tmp_path / "my program.py"
-    program.write_text(textwrap.dedent(re.search(r"on\):\n\n(.*main\(.*?\n)", dqn_cartpole.__doc__, re.S).group(1)))
+    program.write_text(textwrap.dedent(re.search(r"    from torch.*main\(.*?\n", dqn_cartpole.__doc__, re.S).group()))
     done = run_script("--slope", "0.3", "--hidden_size", "16", *SHORT.split(), cwd=tmp_path, script=program)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1].startswith(f"python '{program}' --test ")
