@@ -136,6 +136,22 @@ def test_an_argument_without_a_type_has_that_of_its_default():
     assert parse_args(["--width", "32"], Untyped).width == 32
 
 
+class Redefined(ImprovedDQN):
+    def __init__(self, gamma=1, lr: float = 1e-3, lr_schedule: Literal["step"] = "step", **kwargs):
+        super().__init__(gamma=gamma, lr=lr, lr_schedule=lr_schedule, **kwargs)
+
+
+def test_an_argument_with_only_a_new_default_keeps_its_help_text_and_type(capsys, monkeypatch):
+    assert parse_args(["--gamma", "0.5"], Redefined).gamma == 0.5
+    assert parse_args(["--lr_schedule", "step"], Redefined).lr_schedule == "step"  # a type of its own
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        parse_args(["-h"], Redefined)
+    text = capsys.readouterr().out
+    assert "learning rate (default: 0.001)" in text
+    assert "discount factor (default: 1)" in text
+
+
 class Percent(ImprovedDQN):
     def __init__(self, share: Annotated[float, "20% by default"] = 0.2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
