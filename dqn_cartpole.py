@@ -699,15 +699,15 @@ def parse_args(argv: Sequence[str] | None = None, module: type[DQNLightning] = I
     """Read the command line: the settings of the run, and the arguments of `module`."""
     parser = argparse.ArgumentParser(usage="%(prog)s [--flag value ...]", description=module.__doc__)
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
-    either = parser.add_mutually_exclusive_group()
     parser.add_argument("--gpus", type=int, default=0, help="GPUs to train on; 0: the CPU, -1: all")
     parser.add_argument("--num_nodes", type=int, default=1, help="machines to train on, under torchrun or srun")
-    parser.add_argument("--max_epochs", type=int, default=1200, help="epochs to train, each of sample_size / batch_size steps")
-    parser.add_argument("--val_check_interval", type=int, default=520, help="steps between validations, rounded up to epochs")
+    parser.add_argument("--max_epochs", type=int, default=1200, help="epochs of sample_size / batch_size steps")
+    parser.add_argument("--val_check_interval", type=int, default=520, help="steps between validations (rounded up)")
     parser.add_argument("--grad_clip", type=float, help="maximum gradient norm (unset: no clipping)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all randomness")
     parser.add_argument("--render", action="store_true", help="show the trained agent playing, in a window")
-    either.add_argument("--resume", metavar="CKPT", nargs="?", const="", help="resume from a last.ckpt, or the newest run's")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--resume", metavar="CKPT", nargs="?", const="", help="resume a last.ckpt, or the newest run's")
     either.add_argument("--test", metavar="CKPT", help="only test this checkpoint")
     names = add_flags(parser.add_argument_group("environment and DQN"), module)
 
