@@ -10,7 +10,7 @@ Part 1 is DQN as in the article that this file rebuilds: Donal Byrne, "En-Lightn
 DQN with PyTorch Lightning" (2020, pytorchlightning.ai/blog). The algorithm is from Mnih et al., "Human-level control
 through deep reinforcement learning", Nature 518 (2015). Part 2 extends it: by default n-step returns, a decaying
 learning rate and layer normalization, optionally double DQN, a Huber loss and soft updates. Part 3 runs it. To learn
-DQN, read part 1 as far as "Logging and evaluation". To build your own agent, subclass (tests/examples has many more):
+DQN, run plain DQN and read part 1 up to "Logging and evaluation". To build an agent, subclass (more: tests/examples):
 
     from torch import nn
     from dqn_cartpole import ImprovedDQN, main, parse_args
@@ -72,7 +72,7 @@ EVAL_STEPS = 10_000  # step limit of an episode that is played greedily
 # step has a reward of 1, until the pole falls, the cart leaves the track or, in CartPole-v0, 200 steps are over.
 # The return is the sum of the future rewards, a reward k steps ahead weighted by gamma^k. The Q-value Q(s, a) is the
 # expected return of taking action a in state s and then acting optimally: Q(s, a) = E[r + gamma * max_a' Q(s', a')],
-# with s' the next state (Bellman). To act optimally is then to take the action with the highest Q-value.
+# with s' the next state (Bellman). The best policy, or way to act, is greedy: take the action with the highest Q-value.
 #
 # The loop is Lightning's: pl.Trainer(max_epochs=1200, check_val_every_n_epoch=40).fit(model) calls methods of model:
 #
@@ -80,7 +80,7 @@ EVAL_STEPS = 10_000  # step limit of an episode that is played greedily
 #     for epoch in range(1200):
 #         for batch in loader:                                    # train_dataloader's: 200 experiences, 16 at a time
 #             loss = model.training_step(batch)                   # the Trainer has moved the batch to the device
-#             #   act epsilon-greedily, store the step             in Agent.play_step; epsilon falls from step to step
+#             #   act greedily; with probability epsilon randomly  in Agent.play_step, which also stores the step
 #             #   target = r + gamma * max_a' Q_target(s', a')     in td_targets
 #             #   loss = mean of (Q(s, a) - target)^2              in dqn_mse_loss
 #             #   every 10 steps: Q_target = Q                     in sync_target
@@ -351,7 +351,7 @@ class DQNLightning(pl.LightningModule):
         return env
 
     def make_net(self) -> nn.Module:
-        """The network: from observations (batch, *shape), in their own dtype, to Q-values (batch, n_actions)."""
+        """All that is trained: from observations (batch, *shape), in their dtype, to Q-values (batch, n_actions)."""
         # The agent acts with it in training mode and on one state at a time, so use no BatchNorm or Dropout.
         obs_size, n_actions = math.prod(self.env.observation_space.shape), int(self.env.action_space.n)
         return DQN(obs_size, n_actions, self.hparams.hidden_size, self.hparams.hidden_layers)
@@ -744,7 +744,7 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     gpus = torch.cuda.device_count() or int(torch.backends.mps.is_available())
     if args.gpus < -1 or abs(args.gpus) > gpus:
         parser.error(f"--gpus {args.gpus}: the number of visible GPUs is {gpus}; --gpus 0 is the CPU")
-    counts = ("max_epochs", "val_check_interval", "batch_size", "sync_rate", "hidden_layers", "n_step")
+    counts = ("max_epochs", "val_check_interval", "batch_size", "sync_rate", "hidden_size", "hidden_layers", "n_step")
     for name in (*counts, "eps_last_frame"):
         if (value := getattr(args, name, None)) is not None and value < 1:
             parser.error(f"--{name} {value}: must be at least 1")
@@ -753,7 +753,7 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error(f"--episode_length {args.episode_length}: shorter than --n_step {n_step}; try --n_step 1")
     largest = min(args.replay_size, args.warm_start_steps + 1 - n_step)  # up to n - 1 steps are still pending
     if not args.batch_size <= args.sample_size <= largest:
-        parser.error(f"--sample_size {args.sample_size}: must be --batch_size to {largest}; see --warm_start_steps")
+        parser.error(f"--sample_size {args.sample_size}: below --batch_size or above {largest}; see --warm_start_steps")
 
 
 def main(args: argparse.Namespace) -> None:

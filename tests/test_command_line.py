@@ -416,6 +416,7 @@ BAD_INPUT = """
 --episode_length 0
 --sync_rate 0
 --hidden_layers 0
+--hidden_size 0
 --n_step 0
 --eps_last_frame 0
 --n_step -1
