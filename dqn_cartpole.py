@@ -78,7 +78,7 @@ EVAL_STEPS = 10_000  # step limit of an episode that is played greedily
 #
 #     model.on_fit_start()                                        # fill the replay buffer with random steps
 #     for epoch in range(1200):
-#         for batch in loader:                                    # train_dataloader's: 200 experiences, 16 at a time
+#         for batch in loader:                                    # train_dataloader's: 200 experiences in 13 batches
 #             loss = model.training_step(batch)                   # the Trainer has moved the batch to the device
 #             #   act greedily; with probability epsilon randomly  in Agent.play_step, which also stores the step
 #             #   target = r + gamma * max_a' Q_target(s', a')     in td_targets
