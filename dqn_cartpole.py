@@ -75,7 +75,6 @@ EVAL_STEPS = 10_000  # step limit of an episode that is played greedily
 # with s' the next state (Bellman). The best policy, or way to act, is greedy: take the action with the highest Q-value.
 #
 # The loop is Lightning's: pl.Trainer(max_epochs=1200, check_val_every_n_epoch=40).fit(model) calls methods of model:
-#
 #     model.on_fit_start()                                        # fill the replay buffer with random steps
 #     for epoch in range(1200):
 #         for batch in loader:                                    # train_dataloader's: 200 experiences in 13 batches
@@ -500,7 +499,8 @@ class ImprovedDQN(DQNLightning):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)  # saves all arguments, these too, in self.hparams; then calls make_buffer
-        self.discount = self.hparams.gamma ** getattr(self.buffer, "n_step", 1)  # 1: make_buffer made a plain one
+        self.buffer: NStepBuffer
+        self.discount = self.hparams.gamma**self.buffer.n_step
         if clip_error is not None:
             self.criterion = nn.HuberLoss(delta=clip_error)  # half the squared error below delta
 
@@ -512,7 +512,7 @@ class ImprovedDQN(DQNLightning):
                 net.net.insert(3 * layer + 1, nn.LayerNorm(self.hparams.hidden_size))
         return net
 
-    def make_buffer(self, seed: int) -> ReplayBuffer:
+    def make_buffer(self, seed: int) -> NStepBuffer:
         """n-step returns: the buffer sums n rewards. The value of the state after them is discounted by gamma^n."""
         return NStepBuffer(self.hparams.replay_size, self.hparams.n_step, self.hparams.gamma, seed)
 

@@ -389,13 +389,13 @@ def test_the_discount_follows_from_the_buffer_not_from_the_flag():
     assert model.td_targets(batch_of([1], [False], [0])).tolist() == pytest.approx([1 + 0.9**2 * 10])
 
 
-def test_a_plain_buffer_in_part_2_has_the_discount_of_single_steps():
+def test_a_buffer_that_does_not_say_how_many_rewards_it_sums_is_an_error_at_once():
     class Plain(ImprovedDQN):
         def make_buffer(self, seed):
             return ReplayBuffer(self.hparams.replay_size, seed)
 
-    model = by_hand(Plain, [1, 3], [10, 4], gamma=0.9)
-    assert model.td_targets(batch_of([1], [False], [0])).tolist() == pytest.approx([1 + 0.9 * 10])
+    with pytest.raises(AttributeError, match="n_step"):
+        Plain()
 
 
 def test_n_step_target_is_discounted_n_times():

@@ -12,6 +12,7 @@ Every run is a process of its own, in a folder of its own, of the script and the
 Steps to solved is the step of the first validation at or above the environment's reward threshold. In the
 medians and worst cases a seed that was never solved, or crashed, counts as worse than any that was not.
 The last 20 training episodes are the mean of the last 20 points of `total_reward`: where its curve ends.
+The line of a seed also has the highest and the last mean of `q_mean` over 520 steps.
 The exit code is 1 if a seed crashed.
 """
 
@@ -42,6 +43,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 ROOT = Path(__file__).resolve().parents[2]
 LAST_EPISODES = 20
+Q_STEPS = 520
 TRAINING = f"last {LAST_EPISODES} training episodes"
 TEST_LINE = re.compile(r"^test_reward: (\S+) \+/- (\S+) over \d+ episodes$", re.MULTILINE)
 
@@ -58,12 +60,15 @@ class Result:
     best: tuple[float, float] | None = None  # test of the best checkpoint
     last: tuple[float, float] | None = None  # test of the last weights
     training: float | None = None  # mean return of the last training episodes
+    q_peak: float | None = None  # highest mean of q_mean over Q_STEPS
+    q_end: float | None = None  # the last of these means
     seconds: float | None = None  # that the training command took
 
     def __str__(self) -> str:
         return self.crash or (
             f"solved at {number(self.steps, 'no step')}, best {mean(self.best)}, last {mean(self.last)},"
-            f" last training episodes {number(self.training)}, {number(self.seconds)} s"
+            f" last training episodes {number(self.training)}, q_mean at most {number(self.q_peak)},"
+            f" at the end {number(self.q_end)}, {number(self.seconds)} s"
         )
 
 
@@ -99,6 +104,9 @@ def train(
         events = EventAccumulator(str(logs), size_guidance={"scalars": 0}).Reload()  # 0 is all of them
         if returns := [point.value for point in events.Scalars("total_reward")[-LAST_EPISODES:]]:
             result.training = statistics.fmean(returns)
+        windows = itertools.groupby(events.Scalars("q_mean"), lambda point: point.step // Q_STEPS)
+        q_means = [statistics.fmean(point.value for point in window) for _, window in windows]
+        result.q_peak, result.q_end = max(q_means), q_means[-1]
         points = events.Scalars("val_reward")
         if result.threshold is not None:
             result.steps = next((point.step + 1 for point in points if point.value >= result.threshold), None)

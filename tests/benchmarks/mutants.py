@@ -73,7 +73,7 @@ FAULTS = [
     ("parts", "new_state=experience.new_state))", "new_state=oldest.new_state))"),
     ("parts", "        self.pending.clear()\n", "        pass\n"),
     ("parts", "delta=clip_error", "delta=1.0"),
-    ("parts", 'self.discount = self.hparams.gamma ** getattr(self.buffer, "n_step", 1)', "pass"),
+    ("parts", "self.discount = self.hparams.gamma**self.buffer.n_step", "pass"),
     ("parts", "if not self.hparams.double_dqn:", "if False:"),
     ("parts", "actions).squeeze(1).masked_fill(batch.done, 0.0)", "actions).squeeze(1)"),
     ("parts", "self.net(batch.new_state).argmax(1", "self.target_net(batch.new_state).argmax(1"),
