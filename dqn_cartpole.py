@@ -270,8 +270,8 @@ class DQNLightning(pl.LightningModule):
         """Take a step in the environment; return the loss of a minibatch. Lightning then takes the gradient step."""
         reward, episode_over = self.agent.play_step(self.net, self.epsilon, self.device)
         loss = self.dqn_mse_loss(batch)
-        if not loss.isfinite():
-            raise FloatingPointError(f"the loss is {loss.item()} at step {self.global_step}: a lower --lr may help")
+        if not np.isfinite(loss.item()):
+            raise FloatingPointError(f"the loss is {loss.item()} at step {self.global_step}; a lower --lr may help")
         self.sync_target()
         self.log_step(reward, episode_over, loss, batch)
         return loss
@@ -577,7 +577,9 @@ def set_up(module: type[DQNLightning], argv: Sequence[str] | None) -> tuple[argp
             model = module.load_from_checkpoint(path, map_location="cpu", weights_only=True, **given)
         else:
             model = module(**given)
-    except gym.error.Error as error:
+    except (gym.error.Error, ModuleNotFoundError) as error:
+        if getattr(error, "name", None):  # an import of the program's own failed; one by gym.make has no name
+            raise
         parser.error(f"--env: {error}")
     for name, value in model.hparams.items():
         if type(value) not in (bool, int, float, str, list, tuple, dict, type(None), torch.Tensor):
@@ -604,9 +606,8 @@ def main(
 
     `argv`: the command line; `callbacks`: more callbacks; `options`: more arguments of the Trainer.
     """
-    expected = "out of date|many workers|LeafSpec|logging interval|not empty|GPU available"
-    warnings.filterwarnings("ignore", f".*({expected})")  # warnings about deliberate choices
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*(out of date|many workers|LeafSpec|logging interval|not empty|GPU available)")
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # these and its INFO are of deliberate choices
     torch.set_num_threads(1)  # more threads slow a small network down
     tempfile.tempdir = "lightning_logs"  # Lightning writes a checkpoint there before it moves it into place
     args, model = set_up(module, argv)
@@ -629,8 +630,8 @@ def main(
     with model.agent.env:  # closes it, also after an error
         if not args.test:
             trainer.fit(model, ckpt_path=args.last, weights_only=True)
-        best = args.test or f"{trainer.log_dir}/checkpoints/best.ckpt"
-        (result,) = trainer.test(model, ckpt_path=best, weights_only=True, verbose=False)
+        best = f"{trainer.log_dir}/checkpoints/best.ckpt"
+        (result,) = trainer.test(model, ckpt_path=None if args.test else best, weights_only=True, verbose=False)
 
     if trainer.is_global_zero:
         print(f"test_reward: {result['test_reward']:.2f} over {len(TEST_SEEDS)} episodes")
@@ -638,8 +639,8 @@ def main(
             logger.log_hyperparams({**model.hparams, "seed": torch.initial_seed()}, result, model.global_step)
             print(f"weights: {best}\ncurves: tensorboard --logdir lightning_logs")
             if "rgb_array" in model.env.metadata.get("render_modes", []):
-                save_gif(model, f"{trainer.log_dir}/agent.gif")
-                print(f"film: {trainer.log_dir}/agent.gif")
+                save_gif(model, f"{logger.log_dir}/agent.gif")
+                print(f"film: {logger.log_dir}/agent.gif")
         if args.render:
             model.play_episodes(TEST_SEEDS[:1], render_mode="human")
     return result

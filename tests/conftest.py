@@ -1,5 +1,6 @@
 """Settings of every test."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ def _seed():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """An empty folder, which is the current one; a run in it ends with a test of three episodes only."""
+    """An empty folder, which is the current one; a run in it is validated and tested with few episodes."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(dqn_cartpole, "VAL_SEEDS", range(3))
     monkeypatch.setattr(dqn_cartpole, "TEST_SEEDS", range(1000, 1003))
     return tmp_path

@@ -1,12 +1,11 @@
 """What the tests share: run the script, in this process or as a person does, and read back what it wrote."""
 
-import copy
 import multiprocessing
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -27,22 +26,22 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["helpers"])
 
 
+Module = type[dqn_cartpole.DQNLightning]
+
+
 def run_script(*flags: str, cwd: Path, script: Path = SCRIPT, **env: str) -> subprocess.CompletedProcess[str]:
     """`python dqn_cartpole.py FLAGS` in the folder `cwd`, with `env` on top of this environment."""
     command = [sys.executable, str(script), *flags]
     return subprocess.run(command, cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=300)
 
 
-def main(flags: str = "", module: type[dqn_cartpole.DQNLightning] = dqn_cartpole.ImprovedDQN) -> None:
+def main(flags: str = "", module: Module = dqn_cartpole.ImprovedDQN, **options: Any) -> Mapping[str, float]:
     """The same in this process and in the current folder."""
-    dqn_cartpole.main(dqn_cartpole.parse_args(shlex.split(flags), module))
+    return dqn_cartpole.main(module, shlex.split(flags), **options)
 
 
 def start(
-    flags: str,
-    folder: Path,
-    prepare: Callable[[], object] = object,
-    module: type[dqn_cartpole.DQNLightning] = dqn_cartpole.ImprovedDQN,
+    flags: str, folder: Path, prepare: Callable[[], object] = object, module: Module = dqn_cartpole.ImprovedDQN
 ) -> BaseProcess:
     """The same in a process of its own and in `folder`, after `prepare`; its output goes to files beside the folder.
 
@@ -54,13 +53,12 @@ def start(
     return process
 
 
-def child(flags: str, folder: Path, prepare: Callable[[], object], module: type[dqn_cartpole.DQNLightning]) -> None:
+def child(flags: str, folder: Path, prepare: Callable[[], object], module: Module) -> None:
     os.chdir(folder)
     write_to(folder)
-    torch.set_num_threads(1)
-    dqn_cartpole.TEST_SEEDS, dqn_cartpole.film = range(1000, 1003), lambda *_: b""  # quicker
+    dqn_cartpole.VAL_SEEDS, dqn_cartpole.TEST_SEEDS = range(3), range(1000, 1003)  # quicker
+    dqn_cartpole.save_gif = lambda *_: None
     sys.argv = ["program.py"]
-    sys.modules["__main__"].__spec__ = None  # as if it were the program that was started
     prepare()
     main(flags, module)
 
@@ -93,13 +91,6 @@ def fit(model: pl.LightningModule, epochs: int = 1, *callbacks: pl.Callback, **s
 
 def load(path: Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def state_of(model: dqn_cartpole.DQNLightning) -> dict[str, Any]:
-    """A copy of what the model adds to a last.ckpt."""
-    checkpoint: dict[str, Any] = {"optimizer_states": []}
-    model.on_save_checkpoint(checkpoint)
-    return copy.deepcopy(checkpoint)
 
 
 def last_of(run: Path) -> Path:
