@@ -4,7 +4,7 @@
     python dqn_cartpole.py                  # trains in about a minute; add --gpus 1 for a GPU
     tensorboard --logdir lightning_logs     # shows the curves in a browser
     python dqn_cartpole.py --resume 0       # continues lightning_logs/version_0 after it was stopped
-    python dqn_cartpole.py --n_step 1 --no-layer_norm --no-lr_decay     # plain DQN, part 1 alone
+    python dqn_cartpole.py --n_step 1 --no-layer_norm --no-lr_decay     # plain DQN, as part 1 alone
 
 This rebuilds Donal Byrne's article "En-Lightning Reinforcement Learning: Building a DQN with PyTorch Lightning" (2020).
 Part 1 is DQN (Mnih et al., "Human-level control through deep reinforcement learning", Nature 518, 2015). Part 2
@@ -36,39 +36,41 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 # All validations play the same episodes, so that they can be compared. Training and the final test use different ones.
-VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), range(2000, 2**31)
+VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), (2000, 2**31)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Part 1: DQN
 # The task: push a cart left or right so that the pole on it stays up. The state is four numbers: position and velocity
 # of the cart, angle and angular velocity of the pole. Every step earns a reward of 1. An episode ends when the pole
-# falls or the cart leaves the track; CartPole-v0 also ends it after 200 steps.
+# falls or the cart leaves the track; in CartPole-v0, the article's version, also after 200 steps.
 #
 # The return is the sum of all rewards to come, each multiplied by gamma once per step of delay. The optimal Q-value
 # Q(s, a) is the expected return of taking action a in state s and acting optimally afterwards. If you know it, you act
 # optimally by taking the action with the highest Q-value. It satisfies the Bellman equation:
 #
-#     Q(s, a) = mean of r + gamma * max_a' Q(s', a')      r: reward, s': next state; if s' is terminal, of r alone
+#     Q(s, a) = mean of r + gamma * max_a' Q(s', a')      over the rewards r and states s' that can follow
+#     Q(s, a) = mean of r                                 if s' is terminal: no reward follows
 #
-# DQN trains a network to satisfy it: the right side is the target for the left side. Three ideas make that work:
+# DQN trains a network to satisfy it: the right side is the target, towards which the left side is moved.
 #
 # - Replay buffer: consecutive steps are alike, and a network trained on them alone forgets the rest. So a minibatch is
 #   drawn at random from thousands of steps. Those of an older, worse policy still count: the equation holds for every
 #   action, whoever chose it (off-policy learning).
 # - Target network: the targets come from an older copy of the network. With the network itself, every update would
 #   also move the targets, and the network would chase its own tail.
-# - Epsilon-greedy: with probability epsilon the agent takes a random action, to find out what else is possible.
+# - Epsilon-greedy: with probability epsilon the agent takes a random action, to find out whether another is better.
 #
 # The loop is Lightning's. This is what trainer.fit(model) does with the methods below:
 #
+#     batches = model.train_dataloader()              # 1000 random steps into the replay buffer
 #     for epoch in range(max_epochs):
-#         for batch in model.train_dataloader():      # 500 random minibatches from the replay buffer
+#         for batch in batches:                       # 500 random minibatches from the replay buffer
 #             loss = model.training_step(batch)       # take one step in the environment, compute the loss of the batch
 #             optimizer.zero_grad(); loss.backward(); optimizer.step()
 #         model.validation_step(seeds)                # play 20 episodes without exploring, to see how good the agent is
 #
-# In TensorBoard, total_reward rises from about 20 to 200, with setbacks. The loss need not fall: it grows with the
-# Q-values. Their mean, q_mean, ends near 1 / (1 - gamma) = 100, the return of balancing forever.
+# In TensorBoard, total_reward, the sum of an episode's rewards, rises from about 20 to 200, with setbacks. The loss
+# need not fall: it grows with the Q-values. q_mean, the mean highest one, ends near 1 / (1 - gamma) = 100.
 
 
 class DQN(nn.Module):
@@ -96,7 +98,7 @@ Experience = namedtuple("Experience", ["state", "action", "reward", "done", "new
 
 
 class ReplayBuffer:
-    """The last `capacity` experiences (Lin 1992). Each takes two observations and 13 bytes, as it does in last.ckpt."""
+    """The last `capacity` experiences (Lin 1992), each two observations and 13 bytes; last.ckpt holds them all."""
 
     def __init__(self, capacity: int, observation_space: gym.Space, rng: np.random.Generator) -> None:
         self.capacity = capacity
@@ -160,10 +162,10 @@ class Agent:
         self.reset()
 
     def reset(self, seed: int | None = None) -> None:
-        """Begin an episode, by default with a random seed, so that the episode can be repeated from its seed."""
+        """Begin an episode. The seed is drawn here, not by the environment, so that part 3 can replay the episode."""
         self.replay_buffer.end_episode()
         self.score = 0.0
-        seed = int(self.rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop)) if seed is None else seed
+        seed = int(self.rng.integers(*TRAIN_SEEDS)) if seed is None else seed
         observation, _ = self.env.reset(seed=seed)
         self.state = np.array(observation)  # a copy, because the environment may reuse its array
 
@@ -224,12 +226,12 @@ class DQNLightning(pl.LightningModule):
         self.buffer = self.make_buffer(rng)
         self.agent = self.make_agent(rng)
 
-    # The parts. A subclass overrides what it changes, and finds the arguments in self.hparams.
+    # The parts. These methods run inside super().__init__(), so they read the arguments from self.hparams.
     def make_env(self, **options: Any) -> gym.Env:
         """A new environment, for training or evaluation; gym.error.Error if DQN cannot play it."""
         env = gym.make(self.hparams.env, max_episode_steps=self.hparams.episode_length or None, **options)
         if not isinstance(env.observation_space, gym.spaces.Box) or not env.observation_space.shape:
-            env = gym.wrappers.FlattenObservation(env)  # one-hot where it is discrete
+            env = gym.wrappers.FlattenObservation(env)  # Discrete becomes one-hot, a Dict or Tuple one vector
         if env.observation_space.shape is None:
             raise gym.error.Error(f"the size of its observations varies: {env.observation_space}")
         if not isinstance(env.action_space, gym.spaces.Discrete) or env.action_space.start != 0:
@@ -284,7 +286,7 @@ class DQNLightning(pl.LightningModule):
     @property
     def epsilon(self) -> float:
         """Probability of a random action: high at first, when the Q-values mean little, then less and less."""
-        progress = min(1.0, self.progress / self.hparams.eps_fraction)
+        progress = min(1.0, self.progress / max(self.hparams.eps_fraction, 1e-9))
         return self.hparams.eps_start + progress * (self.hparams.eps_end - self.hparams.eps_start)
 
     def dqn_mse_loss(self, batch: Experience) -> torch.Tensor:
@@ -309,7 +311,7 @@ class DQNLightning(pl.LightningModule):
             self.target_net.load_state_dict(self.net.state_dict())
 
     def configure_optimizers(self) -> Any:
-        return torch.optim.Adam(self.net.parameters(), lr=self.hparams.lr, fused=True)  # fused: in half the time
+        return torch.optim.Adam(self.net.parameters(), lr=self.hparams.lr, fused=True)  # fused: twice as fast
 
     def log_step(self, reward: float, episode_over: bool, loss: torch.Tensor, batch: Experience) -> None:
         """Log the score of every episode, and the other metrics every 50 steps (the Trainer's log_every_n_steps)."""
@@ -319,7 +321,7 @@ class DQNLightning(pl.LightningModule):
         if self.global_step % self.trainer.log_every_n_steps == 0:
             metrics |= {"reward": reward, "train_loss": loss.item(), "epsilon": self.epsilon}
             metrics["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-            metrics["q_mean"] = self.target_net(batch.state).amax(1).mean().item()  # of the best action in each state
+            metrics["q_mean"] = self.target_net(batch.state).amax(1).mean().item()  # of the best actions
         if metrics:
             for logger in self.loggers:  # calling self.log in every step would take longer than learning
                 logger.log_metrics(metrics, step=self.global_step)
@@ -345,7 +347,7 @@ class DQNLightning(pl.LightningModule):
         self.log("test_reward", self.play_episodes(seeds.tolist()).mean(), sync_dist=True)
 
     def play_episodes(self, seeds: Sequence[int], frames: list[Any] | None = None, **options: Any) -> torch.Tensor:
-        """Play one episode per seed, in parallel and without exploring; return the scores, float32 (episodes,)."""
+        """Play one episode per seed without exploring, side by side; return the scores, float32 (episodes,)."""
         with contextlib.ExitStack() as stack:  # closes the environments
             envs = [stack.enter_context(self.make_env(**options)) for _ in seeds]
             states = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds)]
@@ -364,7 +366,7 @@ class DQNLightning(pl.LightningModule):
         return scores.to(self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["class"] = type(self).__name__  # part 3 refuses to load it into another class
+        checkpoint["class"] = type(self).__name__  # part 3 loads it into no other class
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -373,12 +375,14 @@ class DQNLightning(pl.LightningModule):
 # and a decaying learning rate it learns in half as many steps, and keeps what it has learned. Build your own agent the
 # same way, in a file beside this one (more in tests/examples):
 #
-#     class DoubleDQN(ImprovedDQN):  # net chooses the next action, target_net rates it (van Hasselt et al. 2016)
+#     from dqn_cartpole import ImprovedDQN, main
+#     class DoubleDQN(ImprovedDQN):  # net chooses the next action, target_net evaluates it (van Hasselt et al. 2016)
 #         def td_targets(self, batch):
 #             actions = self.net(batch.new_state).argmax(1, keepdim=True)
 #             values = self.target_net(batch.new_state).gather(1, actions).squeeze(1).masked_fill(batch.done, 0.0)
 #             return batch.reward + batch.discount * values
-#     main(DoubleDQN)
+#     if __name__ == "__main__":
+#         main(DoubleDQN)
 
 NStepExperience = namedtuple("NStepExperience", [*Experience._fields, "discount"])
 
@@ -389,7 +393,7 @@ class NStepBuffer(ReplayBuffer):
     An experience begins as one step and grows with those that follow, up to n. Then its reward is the sum
     r_0 + gamma r_1 + ... + gamma^(n-1) r_(n-1), its new state the one after n steps, and its discount gamma^n. It stops
     growing at the end of the episode: with n = 3, an episode of five steps leaves experiences of 3, 3, 3, 2, 1 steps.
-    The price of n-step returns is a bias: the later actions were those of an older policy.
+    The price of n-step returns is a bias: the later actions were those of an older, exploring policy.
     """
 
     def __init__(self, n_step: int, gamma: float, capacity: int, *args: Any) -> None:
@@ -403,11 +407,10 @@ class NStepBuffer(ReplayBuffer):
         ages = np.arange(1, 1 + min(self.episode_steps, self.n_step - 1))
         rows = (self.appended - ages) % self.capacity
         super().append(NStepExperience(*experience, discount=self.gamma))
-        arrays = self.arrays
-        arrays.reward[rows] += self.gamma**ages * experience.reward
-        arrays.done[rows] = experience.done
-        arrays.new_state[rows] = experience.new_state
-        arrays.discount[rows] *= self.gamma
+        self.arrays.reward[rows] += self.gamma**ages * experience.reward
+        self.arrays.done[rows] = experience.done
+        self.arrays.new_state[rows] = experience.new_state
+        self.arrays.discount[rows] *= self.gamma
 
 
 class ImprovedDQN(DQNLightning):
@@ -415,8 +418,8 @@ class ImprovedDQN(DQNLightning):
 
     def __init__(
         self,
-        n_step: Annotated[int, "rewards summed in an experience"] = 5,
-        layer_norm: Annotated[bool, "normalize the units of each hidden layer"] = True,
+        n_step: Annotated[int, "steps of an experience; 1: plain DQN"] = 5,
+        layer_norm: Annotated[bool, "layer normalization in the hidden layers"] = True,
         lr_decay: Annotated[bool, "let the learning rate fall to 0 over the run"] = True,
         **kwargs: Any,
     ) -> None:
@@ -427,7 +430,7 @@ class ImprovedDQN(DQNLightning):
         return NStepBuffer(hparams.n_step, hparams.gamma, hparams.replay_size, self.env.observation_space, rng)
 
     def td_targets(self, batch: NStepExperience) -> torch.Tensor:
-        """As in part 1, but with the discount of each experience in the place of gamma."""
+        """As in part 1, but with the discount of each experience instead of gamma."""
         values = self.target_net(batch.new_state).amax(1).masked_fill(batch.done, 0.0)
         return batch.reward + batch.discount * values
 
@@ -436,7 +439,7 @@ class ImprovedDQN(DQNLightning):
         return super().make_net(layer_norm=self.hparams.layer_norm, **options)
 
     def configure_optimizers(self) -> Any:
-        """With a learning rate that falls to 0, updated once per epoch, so that the last updates undo nothing."""
+        """With a learning rate that falls to 0, once per epoch, so that late updates cannot undo what was learned."""
         optimizer = super().configure_optimizers()
         decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1 - self.progress)
         return ([optimizer], [decay]) if self.hparams.lr_decay else optimizer
@@ -447,7 +450,7 @@ class ImprovedDQN(DQNLightning):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """best.ckpt: the weights and settings of the highest val_reward. Ties go to the newer: many reach the maximum."""
+    """best.ckpt: weights and settings of the highest val_reward. On a tie, common at the maximum, the newer wins."""
 
     def __init__(self) -> None:
         super().__init__(None, "best", "val_reward", mode="max", save_weights_only=True, enable_version_counter=False)
@@ -538,7 +541,7 @@ def arguments(module: type[DQNLightning]) -> dict[str, tuple[type, str, Any]]:
 
 
 def set_up(module: type[DQNLightning], argv: Sequence[str] | None) -> tuple[argparse.Namespace, DQNLightning]:
-    """Read the command line and make the model; a usage error is one line and ends the program with 2."""
+    """Read the command line and make the model; a usage error is said in one line and ends the program."""
     parser = argparse.ArgumentParser(usage="%(prog)s [--flag value ...]", description=module.__doc__)
     parser.add_argument("--gpus", type=int, default=0, help="GPUs to train on; 0: the CPU, -1: all")
     parser.add_argument("--seed", type=int, default=0, help="seed of all randomness")
@@ -553,9 +556,8 @@ def set_up(module: type[DQNLightning], argv: Sequence[str] | None) -> tuple[argp
         group.add_argument(f"--{name}", help=f"{text} (default: {default})".replace("%", "%%"), **options)
     args = parser.parse_args(argv)
     given = {name: value for name in flags if (value := getattr(args, name)) is not None}
-
     for name, (kind, _, default) in flags.items():
-        if kind is int and default > 0 >= given.get(name, 1):
+        if kind is int and default > 0 and given.get(name, 1) < 1:
             parser.error(f"--{name} must be at least 1")
     if args.gpus and not torch.accelerator.is_available():
         parser.error("no GPU found; omit --gpus to train on the CPU")
@@ -570,7 +572,6 @@ def set_up(module: type[DQNLightning], argv: Sequence[str] | None) -> tuple[argp
             parser.error(f"no checkpoint in {path} ({type(error).__name__})")
         if owner != module.__name__:
             parser.error(f"{path} is a checkpoint of {owner}, not of {module.__name__}")
-
     pl.seed_everything(args.seed + pl.utilities.rank_zero_only.rank, verbose=False)  # processes play different episodes
     try:
         if path:
@@ -602,12 +603,12 @@ def main(
     callbacks: Sequence[pl.Callback] = (),
     **options: Any,
 ) -> Mapping[str, float]:
-    """Train a `module`, test the best weights and return the result, such as {"test_reward": 200.0}.
+    """Train a model of class `module`, test its best weights and return the result, such as {"test_reward": 200.0}.
 
     `argv`: the command line; `callbacks`: more callbacks; `options`: more arguments of the Trainer.
     """
     warnings.filterwarnings("ignore", ".*(out of date|many workers|LeafSpec|logging interval|not empty|GPU available)")
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # these and its INFO are of deliberate choices
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # these and its INFO are about deliberate choices
     torch.set_num_threads(1)  # more threads slow a small network down
     tempfile.tempdir = "lightning_logs"  # Lightning writes a checkpoint there before it moves it into place
     args, model = set_up(module, argv)
@@ -632,7 +633,6 @@ def main(
             trainer.fit(model, ckpt_path=args.last, weights_only=True)
         best = f"{trainer.log_dir}/checkpoints/best.ckpt"
         (result,) = trainer.test(model, ckpt_path=None if args.test else best, weights_only=True, verbose=False)
-
     if trainer.is_global_zero:
         print(f"test_reward: {result['test_reward']:.2f} over {len(TEST_SEEDS)} episodes")
         if not args.test:
