@@ -7,8 +7,8 @@
     python dqn_cartpole.py --n_step 1 --no-layer_norm --no-lr_decay     # plain DQN, as part 1 alone
 
 This rebuilds Donal Byrne's article "En-Lightning Reinforcement Learning: Building a DQN with PyTorch Lightning" (2020).
-Part 1 is DQN (Mnih et al., "Human-level control through deep reinforcement learning", Nature 518, 2015). Part 2
-improves it in a subclass; build your own agent the same way. Part 3 is the command line and the run.
+Part 1 is DQN (Mnih et al., "Human-level control through deep reinforcement learning", Nature 518, 2015), with Adam and
+squared errors. Part 2 improves it in a subclass; build your own agent the same way. Part 3, the run, has no DQN in it.
 """
 
 import argparse
@@ -42,7 +42,7 @@ VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), (2000, 2**31)
 # Part 1: DQN
 # The task: push a cart left or right so that the pole on it stays up. The state is four numbers: position and velocity
 # of the cart, angle and angular velocity of the pole. Every step earns a reward of 1. An episode ends when the pole
-# falls or the cart leaves the track; in CartPole-v0, the article's version, also after 200 steps.
+# falls or the cart leaves the track. CartPole-v0, the article's version, also cuts it off after 200 steps.
 #
 # The return is the sum of all rewards to come, each multiplied by gamma once per step of delay. The optimal Q-value
 # Q(s, a) is the expected return of taking action a in state s and acting optimally afterwards. If you know it, you act
@@ -52,25 +52,23 @@ VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), (2000, 2**31)
 #     Q(s, a) = mean of r                                 if s' is terminal: no reward follows
 #
 # DQN trains a network to satisfy it: the right side is the target, towards which the left side is moved.
-#
 # - Replay buffer: consecutive steps are alike, and a network trained on them alone forgets the rest. So a minibatch is
-#   drawn at random from thousands of steps. Those of an older, worse policy still count: the equation holds for every
+#   drawn at random from thousands of steps. Steps of an older, worse policy remain valid: the equation holds for every
 #   action, whoever chose it (off-policy learning).
 # - Target network: the targets come from an older copy of the network. With the network itself, every update would
 #   also move the targets, and the network would chase its own tail.
 # - Epsilon-greedy: with probability epsilon the agent takes a random action, to find out whether another is better.
 #
 # The loop is Lightning's. This is what trainer.fit(model) does with the methods below:
-#
 #     batches = model.train_dataloader()              # 1000 random steps into the replay buffer
 #     for epoch in range(max_epochs):
 #         for batch in batches:                       # 500 random minibatches from the replay buffer
 #             loss = model.training_step(batch)       # take one step in the environment, compute the loss of the batch
 #             optimizer.zero_grad(); loss.backward(); optimizer.step()
 #         model.validation_step(seeds)                # play 20 episodes without exploring, to see how good the agent is
-#
-# In TensorBoard, total_reward, the sum of an episode's rewards, rises from about 20 to 200, with setbacks. The loss
-# need not fall: it grows with the Q-values. q_mean, the mean highest one, ends near 1 / (1 - gamma) = 100.
+# In TensorBoard, total_reward, the sum of an episode's rewards, rises from about 20 to 200, with setbacks. train_loss
+# says little, as the targets move. q_mean, the mean of the highest Q-values, ends near 1 / (1 - gamma) = 100, the
+# return of balancing forever; plain DQN first overshoots to 300 or more: the maximum prefers overestimated actions.
 
 
 class DQN(nn.Module):
@@ -98,7 +96,7 @@ Experience = namedtuple("Experience", ["state", "action", "reward", "done", "new
 
 
 class ReplayBuffer:
-    """The last `capacity` experiences (Lin 1992), each two observations and 13 bytes; last.ckpt holds them all."""
+    """A ring of the last `capacity` experiences (Lin 1992)."""
 
     def __init__(self, capacity: int, observation_space: gym.Space, rng: np.random.Generator) -> None:
         self.capacity = capacity
@@ -142,7 +140,7 @@ class RLDataset(IterableDataset):
         self.batch_size = batch_size
         self.steps = steps
 
-    def __len__(self) -> int:  # without it Lightning would fetch each minibatch one step early
+    def __len__(self) -> int:  # without it Lightning would draw a minibatch ahead, before the newest step
         return self.steps
 
     def __iter__(self) -> Iterator[Experience]:
@@ -206,7 +204,7 @@ class DQNLightning(pl.LightningModule):
         max_epochs: Annotated[int, "epochs of the run"] = 30,
         steps_per_epoch: Annotated[int, "training steps in an epoch, which ends with a validation"] = 500,
         warm_start_steps: Annotated[int, "random steps before the first training step"] = 1000,
-        replay_size: Annotated[int, "capacity of the replay buffer"] = 5000,
+        replay_size: Annotated[int, "capacity of the replay buffer; last.ckpt holds it, two states a step"] = 5000,
         batch_size: Annotated[int, "experiences in a minibatch"] = 16,
         lr: Annotated[float, "learning rate"] = 5e-3,
         gamma: Annotated[float, "discount factor"] = 0.99,
@@ -264,7 +262,7 @@ class DQNLightning(pl.LightningModule):
     def populate(self, steps: int = 1000) -> None:
         """Fill the replay buffer by acting at random, so that the first minibatches vary."""
         for _ in range(steps):
-            self.agent.play_step(self.net, epsilon=1.0)
+            self.agent.play_step(self.net, epsilon=1.0, device=self.device)
         self.agent.reset()
         self.agent.scores.clear()  # avg_reward is about training
 
@@ -323,7 +321,7 @@ class DQNLightning(pl.LightningModule):
             metrics["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
             metrics["q_mean"] = self.target_net(batch.state).amax(1).mean().item()  # of the best actions
         if metrics:
-            for logger in self.loggers:  # calling self.log in every step would take longer than learning
+            for logger in self.loggers:  # self.log in every step would take longer than learning
                 logger.log_metrics(metrics, step=self.global_step)
 
     @property
@@ -355,7 +353,7 @@ class DQNLightning(pl.LightningModule):
             for _ in range(10_000):  # at most, for environments that never end
                 if frames is not None and not over[0] and len(frames) < 500:
                     frames.append(envs[0].render())  # for a film of the first episode
-                actions = self(torch.as_tensor(np.stack(states), device=self.device)).argmax(1).tolist()
+                actions = self.net(torch.as_tensor(np.stack(states), device=self.device)).argmax(1).tolist()
                 for i, env in enumerate(envs):
                     if not over[i]:
                         states[i], reward, terminated, truncated, _ = env.step(actions[i])
@@ -388,12 +386,12 @@ NStepExperience = namedtuple("NStepExperience", [*Experience._fields, "discount"
 
 
 class NStepBuffer(ReplayBuffer):
-    """A replay buffer whose experiences span up to `n_step` steps (Sutton 1988): rewards reach earlier states sooner.
+    """A replay buffer of n-step returns (Watkins 1989; Hessel et al. 2018): rewards reach earlier states sooner.
 
     An experience begins as one step and grows with those that follow, up to n. Then its reward is the sum
     r_0 + gamma r_1 + ... + gamma^(n-1) r_(n-1), its new state the one after n steps, and its discount gamma^n. It stops
     growing at the end of the episode: with n = 3, an episode of five steps leaves experiences of 3, 3, 3, 2, 1 steps.
-    The price of n-step returns is a bias: the later actions were those of an older, exploring policy.
+    The price is a bias: of its actions, all but the first are an older policy's, and yet their rewards count.
     """
 
     def __init__(self, n_step: int, gamma: float, capacity: int, *args: Any) -> None:
@@ -423,7 +421,7 @@ class ImprovedDQN(DQNLightning):
         lr_decay: Annotated[bool, "let the learning rate fall to 0 over the run"] = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)  # saves all arguments in self.hparams, these too; then makes the parts
+        super().__init__(**kwargs)  # saves all arguments, these too, in self.hparams, where the methods below find them
 
     def make_buffer(self, rng: np.random.Generator) -> ReplayBuffer:
         hparams = self.hparams
@@ -435,11 +433,11 @@ class ImprovedDQN(DQNLightning):
         return batch.reward + batch.discount * values
 
     def make_net(self, **options: Any) -> nn.Module:
-        """With layer normalization (Ba et al. 2016), which keeps the Q-values steadier."""
+        """With layer normalization (Ba et al. 2016): no large gradient step can inflate all Q-values at once."""
         return super().make_net(layer_norm=self.hparams.layer_norm, **options)
 
     def configure_optimizers(self) -> Any:
-        """With a learning rate that falls to 0, once per epoch, so that late updates cannot undo what was learned."""
+        """With a learning rate that falls to 0, in a step per epoch, so that late updates undo nothing."""
         optimizer = super().configure_optimizers()
         decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1 - self.progress)
         return ([optimizer], [decay]) if self.hparams.lr_decay else optimizer
@@ -491,7 +489,7 @@ class ExactResume(ModelCheckpoint):
 
     def on_load_checkpoint(self, trainer: pl.Trainer, model: DQNLightning, checkpoint: dict[str, Any]) -> None:
         if trainer.global_rank > 0:
-            return  # only the first process has saved its own
+            return  # the checkpoint has the state of the first process only
         agent, buffer = model.agent, model.buffer
         seed, actions, state, score, scores = checkpoint["episode"]
         agent.reset(seed)
@@ -579,7 +577,7 @@ def set_up(module: type[DQNLightning], argv: Sequence[str] | None) -> tuple[argp
         else:
             model = module(**given)
     except (gym.error.Error, ModuleNotFoundError) as error:
-        if getattr(error, "name", None):  # an import of the program's own failed; one by gym.make has no name
+        if getattr(error, "name", None):  # one of the program's own imports failed; gym.make gives no name
             raise
         parser.error(f"--env: {error}")
     for name, value in model.hparams.items():
@@ -608,7 +606,9 @@ def main(
     `argv`: the command line; `callbacks`: more callbacks; `options`: more arguments of the Trainer.
     """
     warnings.filterwarnings("ignore", ".*(out of date|many workers|LeafSpec|logging interval|not empty|GPU available)")
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # these and its INFO are about deliberate choices
+    logging.getLogger("pytorch_lightning").setLevel(
+        logging.WARNING
+    )  # these warnings and infos are about deliberate choices
     torch.set_num_threads(1)  # more threads slow a small network down
     tempfile.tempdir = "lightning_logs"  # Lightning writes a checkpoint there before it moves it into place
     args, model = set_up(module, argv)
