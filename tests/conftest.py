@@ -10,13 +10,10 @@ import torch
 import dqn_cartpole
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    torch.set_num_threads(1)  # more would wait for each other: the networks are small
-
-
 @pytest.fixture(autouse=True)
-def _seed():
+def _settings(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)  # main sets it
+    torch.set_num_threads(1)  # more would wait for each other: the networks are small
     pl.seed_everything(0, verbose=False)  # a test passes always or never
 
 
@@ -24,7 +21,6 @@ def _seed():
 def folder(tmp_path, monkeypatch) -> Path:
     """An empty folder, which is the current one; a run in it is validated and tested with few episodes."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(dqn_cartpole, "VAL_SEEDS", range(3))
     monkeypatch.setattr(dqn_cartpole, "TEST_SEEDS", range(1000, 1003))
     return tmp_path

@@ -12,6 +12,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import pytorch_lightning as pl
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -24,7 +25,6 @@ RUN = Path("lightning_logs", "version_0")
 os.environ["PYTHONPATH"] = os.pathsep.join([str(SCRIPT.parent), str(Path(__file__).parent)])  # of the processes below
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["helpers"])
-
 
 Module = type[dqn_cartpole.DQNLightning]
 
@@ -78,6 +78,22 @@ def finish(process: BaseProcess, folder: Path) -> tuple[int | None, str, str]:
 
 def run(flags: str, folder: Path, *how: Any) -> tuple[int | None, str, str]:
     return finish(start(flags, folder, *how), folder)
+
+
+def refusal(flags: str, capsys: pytest.CaptureFixture[str], module: Module = dqn_cartpole.ImprovedDQN) -> str:
+    """The line with which a command line is refused, nothing in the current folder having changed."""
+    before = contents(Path())
+    with pytest.raises(SystemExit) as ended:
+        main(flags, module)
+    output = capsys.readouterr()
+    assert (ended.value.code, output.out, contents(Path())) == (2, "", before)
+    usage, line = output.err.splitlines()
+    assert usage.startswith("usage: ")
+    return line
+
+
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def fit(model: pl.LightningModule, epochs: int = 1, *callbacks: pl.Callback, **settings: Any) -> pl.Trainer:

@@ -1,26 +1,37 @@
-"""A subclass in a file of its own gets flags, checkpoints, resume, test and film."""
+"""Your own agent: a subclass gets flags, checkpoints and curves, and overrides what it changes."""
 
 import re
-import textwrap
-from typing import Annotated, Any, Literal
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from helpers import RUN, Toy, last_of, load, main, run_script, same, scalars
+from helpers import RUN, Toy, last_of, load, main, refusal, same, scalars
 from torch import nn
 
 import dqn_cartpole
-from dqn_cartpole import Agent, DQNLightning, ImprovedDQN, NStepBuffer, parse_args
-from tests.examples.one_simulator import OneSimulator
+from dqn_cartpole import Agent, DQNLightning, ImprovedDQN, NStepBuffer
 
-SHORT = "--max_epochs 3 --warm_start_steps 300 --replay_size 400"
+SHORT = "--max_epochs 2 --steps_per_epoch 20 --warm_start_steps 60 --replay_size 100"
+TOY = f"--env Toy-v0 {SHORT}"
+gym.register("Toy-v0", Toy)
+
+
+def hparams(flags: str, module: type[DQNLightning]) -> dict[str, Any]:
+    """The settings with which `main` would train."""
+    return dict(dqn_cartpole.set_up(module, shlex.split(flags))[1].hparams)
+
+
+def help_of(module: type[DQNLightning], capsys) -> str:
+    with pytest.raises(SystemExit):
+        main("-h", module)
+    return " ".join(capsys.readouterr().out.split())
 
 
 class Mixin:
-    """Knows nothing of Lightning."""
-
     def __init__(self, mixed: Annotated[int, "of the mixin"] = 3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
 
@@ -33,198 +44,142 @@ class Mine(Mixin, ImprovedDQN):
         temperature: Annotated[float, "of the softmax"] = 10.0,
         none: int = 0,
         less: float = -1,
-        perhaps: int | None = None,
-        maybe: Annotated[float | None, "a number, maybe"] = 2.5,
         yes: bool = True,
         no: bool = False,
         word: str = "word",
-        choice: Literal["first", "second"] = "first",
-        number: Annotated[Literal[1, 2, 4], "one of these"] = 2,
+        share: Annotated[float, "20% by default"] = 0.2,
+        maybe: float | None = 2.5,
+        untyped=64,
+        only_in_python: int | None = None,
         lr: float = 1e-3,
+        n_step: Annotated[int, "rewards to sum"] = 4,
+        gamma: float = 1,
         **kwargs: Any,
     ) -> None:
-        super().__init__(lr=lr, **kwargs)
+        super().__init__(lr=lr, n_step=n_step, gamma=gamma, **kwargs)
 
 
-OWN = {"temperature": 10.0, "none": 0, "less": -1, "perhaps": None, "maybe": 2.5, "yes": True, "no": False}
-OWN |= {"word": "word", "choice": "first", "number": 2, "mixed": 3}
-CHANGED = {"temperature": 2.0, "none": 5, "less": 0.5, "perhaps": 7, "maybe": 0.0, "yes": False, "no": True}
-CHANGED |= {"word": "other", "choice": "second", "number": 4, "mixed": 1}
-FLAGS = "--temperature 2 --none 5 --less .5 --perhaps 7 --maybe 0 --no-yes --no --word other --choice second --number 4"
-FLAGS += " --mixed 1"
+OWN = {"temperature": 10.0, "none": 0, "less": -1, "yes": True, "no": False, "word": "word", "share": 0.2}
+OWN |= {"maybe": 2.5, "untyped": 64, "mixed": 3, "lr": 1e-3, "n_step": 4, "gamma": 1}
+CHANGED = {"temperature": 2.0, "none": 5, "less": 0.5, "yes": False, "no": True, "word": "other", "share": 0.0}
+CHANGED |= {"maybe": 1.0, "untyped": 3, "mixed": 1, "lr": 1e-4, "n_step": 2, "gamma": 0.9}
+FLAGS = "--temperature 2 --none 5 --less .5 --no-yes --no --word other --share 0"
+FLAGS += " --maybe 1 --untyped 3 --mixed 1 --lr 1e-4 --n_step 2 --gamma 0.9"
 
 
-# Flags
+def test_every_argument_of_the_class_and_those_it_extends_is_a_flag_of_its_type():
+    defaults = hparams("", ImprovedDQN) | OWN | {"only_in_python": None}
+    assert hparams("", Mine) == defaults
+    assert hparams(FLAGS, Mine) == defaults | CHANGED
+    assert all(type(hparams(FLAGS, Mine)[name]) is type(value) for name, value in CHANGED.items())
+    assert hparams("--batch_size 8 --no-lr_decay", Mine) == defaults | {"batch_size": 8, "lr_decay": False}
 
 
-def test_every_argument_with_a_default_is_a_flag_of_its_type():
-    assert OWN.items() <= parse_args([], Mine).dqn.items()
-    changed = parse_args(FLAGS.split(), Mine).dqn
-    assert CHANGED.items() <= changed.items()
-    assert all(type(changed[name]) is type(value) for name, value in CHANGED.items())
+@pytest.mark.parametrize("flags", ["--none 1.5", "--temperature", "--gamma x", "--only_in_python 1"])
+def test_a_value_of_another_type_is_refused(folder, capsys, flags):
+    assert flags.split()[0] in refusal(flags, capsys, Mine)
 
 
-def test_the_flags_of_its_bases_are_there_too():
-    theirs, ours = parse_args([]).dqn, parse_args([], Mine).dqn
-    assert theirs.keys() | OWN.keys() == ours.keys()
-    assert ours == theirs | OWN | {"lr": 1e-3}  # the default that it redefines
+@pytest.mark.parametrize("flags", ["--n_step 0", "--untyped 0", "--mixed -1", "--batch_size 0", "--max_epochs 0"])
+def test_a_count_below_1_is_refused(folder, capsys, flags):
+    assert refusal(flags, capsys, Mine).endswith(f"error: {flags.split()[0]} must be at least 1")
 
 
-class Bare(Mixin, ImprovedDQN):
-    """Has no `__init__` of its own."""
+def test_help_is_in_its_own_words(capsys):
+    """A default that changes alone keeps the help text, a new text wins, and a percent sign is no format."""
+    text = help_of(Mine, capsys)
+    assert " DQN with a temperature. " in text
+    assert " --temperature TEMPERATURE of the softmax (default: 10.0) " in text
+    assert " --mixed MIXED of the mixin (default: 3) " in text
+    assert " --word WORD (default: word) " in text
+    assert " --share SHARE 20% by default (default: 0.2) " in text
+    assert " --lr LR learning rate (default: 0.001) " in text
+    assert " --gamma GAMMA discount factor (default: 1) " in text
+    assert " --n_step N_STEP rewards to sum (default: 4) " in text
+    assert "--only_in_python" not in text
 
 
-def test_the_arguments_of_a_mixin_are_saved(folder):
-    main(f"{SHORT} --mixed 7", Bare)
-    assert load(last_of(RUN))["hyper_parameters"]["mixed"] == 7
-    assert Bare.load_from_checkpoint(last_of(RUN), weights_only=True).hparams.n_step == 5
+def test_the_default_is_the_one_that_python_takes(capsys):
+    """After the `__init__` of Both it looks for one in Without, finds none, and takes that of Fewer."""
+    without = type("Without", (ImprovedDQN,), {})
+
+    class Fewer(ImprovedDQN):
+        def __init__(self, n_step: int = 2, **kwargs: Any) -> None:
+            super().__init__(n_step=n_step, **kwargs)
+
+    class Both(without, Fewer):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+
+    assert hparams("", Both)["n_step"] == 2
+    assert re.search(r" --n_step N_STEP [^()]+ \(default: 2\)", help_of(Both, capsys))
 
 
-class Slower(DQNLightning):
-    def __init__(self, lr: float = 1e-4, **kwargs: Any) -> None:
-        super().__init__(lr=lr, **kwargs)
+def test_an_annotation_of_another_type_is_a_flag_of_its_defaults_type(capsys):
+    class Choosy(ImprovedDQN):
+        def __init__(self, maybe: Annotated[float | None, "a number, maybe"] = 2.5, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+
+    assert "--maybe MAYBE a number, maybe (default: 2.5)" in help_of(Choosy, capsys)
+    assert hparams("--maybe 3", Choosy)["maybe"] == 3.0
 
 
-class Without(DQNLightning):
-    """Overrides methods only."""
+def with_default(value: Any) -> type[DQNLightning]:
+    class Extra(ImprovedDQN):
+        def __init__(self, extra: Any = value, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+
+    return Extra
 
 
-class Both(Without, Slower):
-    """After its own `__init__` Python looks for one in Without, finds none, and takes that of Slower."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+BAD = {"path": Path("x"), "np.float64": np.float64(1), "array": np.arange(3), "list of paths": [Path("x")]}
 
 
-def test_a_default_is_the_one_that_python_takes():
-    assert Both().hparams.lr == 1e-4
-    assert parse_args([], Both).lr == 1e-4
+@pytest.mark.parametrize("name", BAD)
+def test_what_a_checkpoint_cannot_give_back_is_refused_before_training(folder, capsys, name):
+    assert "a checkpoint cannot restore extra=" in refusal(TOY, capsys, with_default(BAD[name]))
 
 
-@pytest.mark.parametrize("flags", ["--number 3", "--choice third", "--perhaps x", "--no 1", "--temperature"])
-def test_a_value_that_its_type_does_not_have_is_refused(capsys, flags):
-    with pytest.raises(SystemExit) as ended:
-        parse_args(flags.split(), Mine)
-    assert ended.value.code == 2
-    assert "error: " in capsys.readouterr().err.splitlines()[-1]
+@pytest.mark.parametrize("value", [None, ["a", 1], (1, 2.5)], ids=str)
+def test_what_it_can_give_back_is_trained_and_resumed(folder, value):
+    module = with_default(value)
+    main(TOY, module)
+    main("--resume 0 --max_epochs 3", module)
+    assert load(last_of(RUN))["global_step"] == 60
+    for name in ("last", "best"):
+        extra = module.load_from_checkpoint(RUN / "checkpoints" / f"{name}.ckpt", weights_only=True).hparams.extra
+        assert (extra, type(extra)) == (value, type(value))
 
 
-def test_help_is_in_its_own_words(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit):
-        parse_args(["-h"], Mine)
-    text = capsys.readouterr().out
-    assert "DQN with a temperature." in text
-    for line in ("of the softmax (default: 10.0)", "of the mixin (default: 3)", "a number, maybe (default: 2.5)"):
-        assert line in text
-    for name in OWN:
-        assert f"--{name}" in text
-
-
-def test_help_shows_the_default_of_an_argument_without_a_help_text(capsys):
-    with pytest.raises(SystemExit):
-        parse_args(["-h"], Mine)
-    assert "default: word" in capsys.readouterr().out
-
-
-class Untyped(ImprovedDQN):
-    def __init__(self, width=64, **kwargs):
-        super().__init__(**kwargs)
-
-
-def test_an_argument_without_a_type_has_that_of_its_default():
-    assert parse_args(["--width", "32"], Untyped).width == 32
-
-
-class Redefined(ImprovedDQN):
-    def __init__(self, gamma=1, lr: float = 1e-3, lr_schedule: Literal["step"] = "step", **kwargs):
-        super().__init__(gamma=gamma, lr=lr, lr_schedule=lr_schedule, **kwargs)
-
-
-def test_an_argument_with_only_a_new_default_keeps_its_help_text_and_type(capsys, monkeypatch):
-    assert parse_args(["--gamma", "0.5"], Redefined).gamma == 0.5
-    assert parse_args(["--lr_schedule", "step"], Redefined).lr_schedule == "step"  # a type of its own
-    monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit):
-        parse_args(["-h"], Redefined)
-    text = capsys.readouterr().out
-    assert "learning rate (default: 0.001)" in text
-    assert "discount factor (default: 1)" in text
-
-
-class Percent(ImprovedDQN):
-    def __init__(self, share: Annotated[float, "20% by default"] = 0.2, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-
-
-def test_a_help_text_may_have_a_percent_sign(capsys):
-    with pytest.raises(SystemExit):
-        parse_args(["-h"], Percent)
-    assert "20% by default" in capsys.readouterr().out
-
-
-# A run
-
-
-def test_its_arguments_are_saved_and_loaded_and_refused_when_they_change(folder, capsys):
-    main(f"{SHORT} {FLAGS}", Mine)
-    assert CHANGED.items() <= load(last_of(RUN))["hyper_parameters"].items()
-    for name in ("last.ckpt", "best.ckpt"):
-        model = Mine.load_from_checkpoint(RUN / "checkpoints" / name, weights_only=True)
-        assert {"temperature": 2.0, "perhaps": 7, "lr": 1e-3, "n_step": 5}.items() <= model.hparams.items()
-        assert same(dict(model.state_dict()), dict(load(RUN / "checkpoints" / name)["state_dict"]))
-    main("--resume --max_epochs 4", Mine)
-    assert load(last_of(RUN))["global_step"] == 4 * 13
-    main(f"--test {last_of(RUN)}", Mine)
-    for flag in ("--temperature 3", "--mixed 3", "--yes"):
-        with pytest.raises(SystemExit):
-            main(f"--resume {flag}", Mine)
-        assert f"error: {flag.split()[0]} " in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_the_program_in_the_files_head_runs_and_prints_commands_that_name_it(tmp_path):
-    program = tmp_path / "my program.py"
-    program.write_text(textwrap.dedent(re.search(r"    from torch.*main\(.*?\n", dqn_cartpole.__doc__, re.S).group()))
-    done = run_script("--slope", "0.3", "--hidden_size", "16", *SHORT.split(), cwd=tmp_path, script=program)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1].startswith(f"python '{program}' --test ")
-    checkpoint = load(last_of(tmp_path / RUN))
-    assert {"slope": 0.3, "lr": 3e-3}.items() <= checkpoint["hyper_parameters"].items()
-    assert len(checkpoint["state_dict"]["net.net.0.bias"]) == 16
-
-
-# What it can override
-
-
-class Cycles(Agent):
-    """Takes the actions in turn."""
-
-    def get_action(self, net, epsilon, device):
-        return len(self.actions) % 2
-
-
-class OwnAgent(ImprovedDQN):
-    def make_agent(self, seed):
-        return Cycles(self.env, self.buffer, seed)
-
-
-def test_make_agent(folder):
-    main(SHORT, OwnAgent)
-    model = OwnAgent(n_step=1)
-    model.populate(100)
-    assert 0.4 < model.buffer.sample(100).action.mean() <= 0.5
-
-
-class OwnNet(ImprovedDQN):
-    def make_net(self):
-        return nn.Sequential(nn.Flatten(), nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 2))
+def test_its_settings_and_weights_are_in_both_checkpoints_and_no_other_class_loads_them(folder, capsys):
+    main(f"{TOY} {FLAGS} --hidden_size 7", Mine)
+    capsys.readouterr()
+    for path in (RUN / "checkpoints").iterdir():
+        model = Mine.load_from_checkpoint(path, weights_only=True)
+        assert dict(model.hparams).items() >= (CHANGED | {"hidden_size": 7, "only_in_python": None}).items()
+        assert same(dict(model.state_dict()), dict(load(path)["state_dict"]))
+        assert "not of ImprovedDQN" in refusal(f"--test {path}", capsys)
+    assert main(f"--test {last_of(RUN)}", Mine) == {"test_reward": 10}
 
 
 def test_make_net(folder):
-    main(SHORT, OwnNet)
+    class ReadmeDQN(ImprovedDQN):
+        def __init__(self, lr: float = 3e-3, slope: float = 0.1, **kwargs: Any) -> None:
+            super().__init__(lr=lr, **kwargs)
+
+        def make_net(self, **options: Any) -> nn.Module:
+            size, n_actions = self.env.observation_space.shape[0], int(self.env.action_space.n)
+            return nn.Sequential(nn.Linear(size, 7), nn.LeakyReLU(self.hparams.slope), nn.Linear(7, n_actions))
+
+    main(f"{TOY} --slope 0.3", ReadmeDQN)
     weights = load(last_of(RUN))["state_dict"]
-    assert weights["net.1.weight"].shape == weights["target_net.1.weight"].shape == (7, 4)
-    assert not same(weights["net.1.weight"], weights["target_net.1.weight"])
+    assert weights["net.0.weight"].shape == weights["target_net.0.weight"].shape == (7, 3)
+    assert ReadmeDQN.load_from_checkpoint(last_of(RUN), weights_only=True).net[1].negative_slope == 0.3
+
+
+class InTurn(Agent):
+    def get_action(self, net, epsilon, device):
+        return self.env.unwrapped.taken % 2
 
 
 class Doubled(NStepBuffer):
@@ -232,96 +187,106 @@ class Doubled(NStepBuffer):
         super().append(experience._replace(reward=experience.reward * 2))
 
 
-class OwnBuffer(ImprovedDQN):
-    def make_buffer(self, seed):
-        return Doubled(self.hparams.replay_size, self.hparams.n_step, self.hparams.gamma, seed)
+def test_make_env_make_buffer_and_make_agent(folder):
+    class OwnParts(ImprovedDQN):
+        def make_env(self, **options):
+            return gym.wrappers.TransformReward(super().make_env(**options), lambda reward: reward / 4)
+
+        def make_buffer(self, rng):
+            return Doubled(1, self.hparams.gamma, self.hparams.replay_size, self.env.observation_space, rng)
+
+        def make_agent(self, rng):
+            return InTurn(self.env, self.buffer, rng)
+
+    assert main(TOY, OwnParts) == {"test_reward": 2.5}
+    assert {value for _, value in scalars(RUN)["total_reward"]} == {2.5}
+    _, (_, actions, rewards, *_) = load(last_of(RUN))["buffer"]
+    assert set(rewards.tolist()) == {0.5}
+    assert set(actions.diff().abs().tolist()) == {1}
 
 
-def test_make_buffer(folder):
-    main(f"{SHORT} --n_step 1", OwnBuffer)
-    buffer = OwnBuffer.load_from_checkpoint(last_of(RUN), weights_only=True).buffer
-    assert set(buffer.sample(len(buffer)).reward) == {2.0}
-    assert {value for _, value in scalars(RUN)["reward"]} == {1.0}  # the environment's
+def test_a_wrapper_in_make_agent_changes_the_reward_of_learning_alone(folder):
+    class Shaped(ImprovedDQN):
+        def make_agent(self, rng):
+            return Agent(gym.wrappers.TransformReward(self.env, lambda reward: 10 * reward), self.buffer, rng)
+
+    assert main(f"{TOY} --n_step 1", Shaped) == {"test_reward": 10}
+    assert {value for _, value in scalars(RUN)["val_reward"]} == {10}
+    assert set(load(last_of(RUN))["buffer"][1][2].tolist()) == {10}
 
 
-class OwnEnv(ImprovedDQN):
-    def make_env(self, **options):
-        return gym.wrappers.TransformReward(super().make_env(**options), lambda reward: reward / 2)
+def test_a_value_of_the_info_is_logged_once_an_episode(folder):
+    class Lengths(ImprovedDQN):
+        def make_env(self, **options):
+            return gym.wrappers.RecordEpisodeStatistics(super().make_env(**options))
 
+        def log_step(self, reward, episode_over, *args):
+            super().log_step(reward, episode_over, *args)
+            if episode_over:
+                for logger in self.loggers:
+                    logger.log_metrics({"length": self.agent.info["episode"]["l"]}, step=self.global_step)
 
-def test_make_env(folder, capfd):
-    main(f"{SHORT} --env Toy-v0", OwnEnv)
-    assert "test_reward: 5.00 +/- 0.00" in capfd.readouterr().out
-    assert {value for _, value in scalars(RUN)["total_reward"]} == {5.0}
-
-
-gym.register("Toy-v0", Toy)
-
-
-class OwnLoss(ImprovedDQN):
-    """Learns that every action is worth 7."""
-
-    def dqn_mse_loss(self, batch):
-        return (self.net(batch[0]) - 7).pow(2).mean()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.net.parameters(), lr=0.05, momentum=0.5)
+    main(f"{TOY} --steps_per_epoch 60", Lengths)
+    curves = scalars(RUN)
+    assert curves["length"] == curves["total_reward"] == [(step, 10) for step in range(9, 120, 10)]
 
 
 def test_dqn_mse_loss_and_configure_optimizers(folder):
-    main("--env Toy-v0 --max_epochs 20 --no-layer_norm", OwnLoss)
+    class OwnLoss(ImprovedDQN):
+        """Learns that every action is worth 7."""
+
+        def dqn_mse_loss(self, batch):
+            return (self.net(batch.state) - 7).pow(2).mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.net.parameters(), lr=0.05, momentum=0.5)
+
+    main(f"{TOY} --steps_per_epoch 120 --no-layer_norm", OwnLoss)
     model = OwnLoss.load_from_checkpoint(last_of(RUN), weights_only=True)
     assert model(torch.rand(50, 3) - 0.5).detach().numpy() == pytest.approx(np.full((50, 2), 7), abs=0.1)
-    assert "momentum_buffer" in next(iter(load(last_of(RUN))["optimizer_states"][0]["state"].values()))
 
 
-class OwnStep(ImprovedDQN):
-    """Learns from every other minibatch."""
-
-    def training_step(self, batch, batch_idx):
-        loss = super().training_step(batch, batch_idx)
-        return loss if batch_idx % 2 else loss * 0
-
-
-def test_training_step(folder):
-    main(SHORT, OwnStep)
-    assert load(last_of(RUN))["global_step"] == 39
+OPTIMIZERS = {
+    "another kind": lambda model: torch.optim.RMSprop(model.net.parameters(), lr=1e-3),
+    "another order": lambda model: torch.optim.Adagrad(reversed(list(model.net.parameters()))),
+    "a part": lambda model: torch.optim.Adam(model.net.net[-1].parameters()),
+}
 
 
-class Single(Toy):
-    """A simulator of which only one can be open."""
-
-    opened = 0
-
-    def __init__(self, render_mode: str | None = None) -> None:
-        if Single.opened:
-            raise RuntimeError("the simulator is in use")
-        Single.opened += 1
-
-    def close(self):
-        Single.opened -= 1
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_of_ones_own_trains(folder, name):
+    main(f"{TOY} --sync_rate 1000", type("Own", (ImprovedDQN,), {"configure_optimizers": OPTIMIZERS[name]}))
+    weights = load(last_of(RUN))["state_dict"]  # those of the target network are the first ones
+    for layer, trained in (("net.net.0.weight", name != "a part"), ("net.net.3.weight", True)):
+        assert torch.equal(weights[layer], weights[f"target_{layer}"]) != trained
 
 
-gym.register("Single-v0", Single)
+def test_reduce_lr_on_plateau_follows_val_reward(folder):
+    class Plateau(ImprovedDQN):
+        def configure_optimizers(self):
+            optimizer = torch.optim.Adam(self.net.parameters(), lr=self.hparams.lr)
+            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", patience=1)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_reward"}}
+
+    main(f"{TOY} --max_epochs 4", Plateau)
+    assert load(last_of(RUN))["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(5e-4)  # it never rises
 
 
-def test_play_episodes_where_only_one_instance_can_be_open(folder, capfd):
-    with pytest.raises(RuntimeError, match="in use"):
-        main(f"{SHORT} --env Single-v0")
-    main(f"{SHORT} --env Single-v0 --lr_schedule constant --eps_last_frame 50", OneSimulator)
-    assert "test_reward: 10.00 +/- 0.00 over 3 episodes" in capfd.readouterr().out
-    main("--resume --max_epochs 6", OneSimulator)
-    main(
-        f"{SHORT} --env Single-v0 --lr_schedule constant --eps_last_frame 50 --max_epochs 6 --val_check_interval 39",
-        OneSimulator,
-    )
-    resumed, straight = (load(last_of(RUN.with_name(f"version_{n}"))) for n in (1, 2))
-    assert same(resumed["state_dict"], straight["state_dict"])
-    assert all(same(resumed[key], straight[key]) for key in ("episode", "buffer", "rng"))
+def test_state_of_ones_own_is_saved_and_restored(folder):
+    class Stateful(ImprovedDQN):
+        steps = 0
 
+        def training_step(self, batch, batch_idx):
+            self.steps += 1
+            return super().training_step(batch, batch_idx)
 
-def test_play_episodes_one_after_the_other_gives_the_same_scores():
-    torch.manual_seed(0)
-    one = OneSimulator()
-    torch.manual_seed(0)
-    assert one.play_episodes(torch.arange(5)).tolist() == ImprovedDQN().play_episodes(torch.arange(5)).tolist()
+        def on_save_checkpoint(self, checkpoint):
+            super().on_save_checkpoint(checkpoint)
+            checkpoint["steps"] = self.steps
+
+        def on_load_checkpoint(self, checkpoint):
+            self.steps = checkpoint["steps"]
+
+    main(TOY, Stateful)
+    main("--resume 0 --max_epochs 3", Stateful)
+    assert Stateful.load_from_checkpoint(last_of(RUN), weights_only=True).steps == 60

@@ -1,18 +1,19 @@
 """A dueling network: the value of a state, and what each action adds to it (Wang et al. 2016).
 
-In many states it hardly matters what one does. The network then learns the value of the state from every action.
-
     python -m tests.examples.dueling
 
-It replaces the last layer of whatever network the classes it extends make, so that it combines with other examples:
+In many states it hardly matters what one does. The network then learns the value of the state from every action.
+It replaces the last layer of the network that the classes it extends make, so it combines with other examples:
 `class Both(Dueling, Prioritized)` is a dueling network that learns from prioritized replay.
-Measured: CartPole-v1, ten seeds: solved by 9, at step 8,008 in the median
+Measured: not yet
 """
+
+from typing import Any
 
 import torch
 from torch import nn
 
-from dqn_cartpole import ImprovedDQN, main, parse_args
+from dqn_cartpole import ImprovedDQN, main
 
 
 class DuelingHead(nn.Module):
@@ -29,11 +30,12 @@ class DuelingHead(nn.Module):
 
 
 class Dueling(ImprovedDQN):
-    def make_net(self) -> nn.Module:
-        net = super().make_net()
-        net.net[-1] = DuelingHead(net.net[-1].in_features, int(self.env.action_space.n))
+    def make_net(self, **options: Any) -> nn.Module:
+        net = super().make_net(**options)
+        last = net.net[-1]
+        net.net[-1] = DuelingHead(last.in_features, last.out_features)
         return net
 
 
 if __name__ == "__main__":
-    main(parse_args(module=Dueling))
+    main(Dueling)

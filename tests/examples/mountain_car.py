@@ -1,20 +1,22 @@
 """What MountainCar needs: random actions that last, and observations rescaled to -1 to 1.
 
-    python -m tests.examples.mountain_car
+    python -m tests.examples.mountain_car --max_epochs 240 --batch_size 128 --lr 1e-3 --sync_rate 200 \\
+        --replay_size 50000 --hidden_size 256 --eps_start 0.1 --eps_fraction 0.2
 
 The car has to swing to climb, many steps in each direction: random actions of a single step hardly ever do it.
 Here they last longer (Dabney et al., "Temporally-Extended Epsilon-Greedy Exploration", 2021). Its speed is at most
 0.07, its position up to 1.2: without rescaling, which needs finite bounds, a network hardly sees the speed.
-Measured: ten seeds: -104.43 in the median; with the line in tests/benchmarks/recipes.txt, -99.94
+Measured: not yet
 """
 
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from torch import nn
 
-from dqn_cartpole import Agent, ImprovedDQN, main, parse_args
+from dqn_cartpole import Agent, ImprovedDQN, main
 
 LONGEST = 40  # a random action lasts from 1 to this many steps
 
@@ -41,17 +43,17 @@ class MountainCar(ImprovedDQN):
     def make_env(self, **options: Any) -> gym.Env:
         return gym.wrappers.RescaleObservation(super().make_env(**options), -1, 1)
 
-    def make_agent(self, seed: int) -> Agent:
-        return HoldingAgent(self.env, self.buffer, seed)
+    def make_agent(self, rng: np.random.Generator) -> Agent:
+        return HoldingAgent(self.env, self.buffer, rng)
 
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["held"] = (self.agent.steps_left, self.agent.held_action)
+        checkpoint["held"] = self.agent.steps_left, self.agent.held_action
 
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.agent.steps_left, self.agent.held_action = checkpoint["held"]
 
 
 if __name__ == "__main__":
-    main(parse_args(module=MountainCar))
+    main(MountainCar)

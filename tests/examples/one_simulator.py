@@ -1,32 +1,33 @@
-"""A simulator of which only one can be open: validation and test play in the environment of training, one by one.
+"""A simulator of which only one can be open: training, validation and test share it.
 
     python -m tests.examples.one_simulator
 
-A validation drops the training episode that it interrupts. The film comes when the environment of training is closed.
-Measured: the default command, one seed: 200 over 100 episodes
+Episodes are then evaluated one after the other, and a validation ends the training episode that it interrupts.
+The film needs a simulator of its own, and is made when the other is closed.
+Measured: not yet
 """
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from dqn_cartpole import ImprovedDQN, main, parse_args
+from dqn_cartpole import ImprovedDQN, main
 
 
 class OneSimulator(ImprovedDQN):
     def make_env(self, **options: Any) -> Any:
-        """For training and for the film a new environment, else that of training; `nullcontext` leaves it open."""
-        if options or not hasattr(self, "env"):
+        if options or not hasattr(self, "env"):  # for the film, and at first
             return super().make_env(**options)
-        return contextlib.nullcontext(self.env)
+        return contextlib.nullcontext(self.env)  # does not close it
 
-    def play_episodes(self, seeds: torch.Tensor) -> torch.Tensor:
-        scores = [super(OneSimulator, self).play_episodes(seed) for seed in seeds.split(1)]
-        self.agent.reset()
-        self.score = 0.0
-        return torch.cat(scores)
+    def play_episodes(self, seeds: Sequence[int], *frames: Any, **options: Any) -> torch.Tensor:
+        scores = torch.cat([super(OneSimulator, self).play_episodes([seed], *frames, **options) for seed in seeds])
+        if not options:
+            self.agent.reset()
+        return scores
 
 
 if __name__ == "__main__":
-    main(parse_args(module=OneSimulator))
+    main(OneSimulator)
