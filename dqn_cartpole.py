@@ -180,8 +180,9 @@ class Agent:
         action = self.get_action(net, epsilon, device)
         observation, reward, terminated, truncated, self.info = self.env.step(action)  # info: for subclasses
         new_state, reward = np.array(observation), float(reward)
-        if not (np.isfinite(new_state).all() and np.isfinite(reward)):
-            raise FloatingPointError(f"the environment returned the reward {reward} and the observation {new_state}")
+        for name, value in ("observation", self.state), ("observation", new_state), ("reward", np.float32(reward)):
+            if not np.isfinite(value).all():
+                raise FloatingPointError(f"the environment's {name} is not finite: {value}")
         # A time limit truncates the episode, but its last state is not terminal: the pole still stands. So `done` means
         # `terminated` only, and the target includes the value of that state (Pardo et al. 2018).
         self.replay_buffer.append(Experience(self.state, action, reward, terminated, new_state))
@@ -279,7 +280,7 @@ class DQNLightning(pl.LightningModule):
     @property
     def progress(self) -> float:
         """The fraction of the run that is done. `global_step` counts the gradient steps."""
-        return min(1.0, self.global_step / (self.hparams.max_epochs * self.hparams.steps_per_epoch))
+        return max(0.0, min(1.0, self.global_step / (self.hparams.max_epochs * self.hparams.steps_per_epoch)))
 
     @property
     def epsilon(self) -> float:
@@ -297,8 +298,7 @@ class DQNLightning(pl.LightningModule):
     def td_targets(self, batch: Experience) -> torch.Tensor:
         """r + gamma * max_a' Q_target(s', a'), float32 (batch,): the reward and the discounted value of the new state.
 
-        With a reward of 1, a gamma of 0.99 and Q-values of 8 and 10 in the new state, this is 1 + 0.99 * 10 = 10.9. If
-        the new state is terminal, it is 1.
+        With reward 1, gamma 0.99 and Q-values of 8 and 10 in the new state it is 1 + 0.99 * 10 = 10.9; if terminal, 1.
         """
         values = self.target_net(batch.new_state).amax(1).masked_fill(batch.done, 0.0)
         return batch.reward + self.hparams.gamma * values
@@ -402,7 +402,7 @@ class NStepBuffer(ReplayBuffer):
 
     def append(self, experience: Experience) -> None:
         """Store a step, and let the n - 1 experiences before it grow, as far as they are of the same episode."""
-        ages = np.arange(1, 1 + min(self.episode_steps, self.n_step - 1))
+        ages = np.arange(1, 1 + min(self.episode_steps, self.n_step - 1, self.capacity - 1))
         rows = (self.appended - ages) % self.capacity
         super().append(NStepExperience(*experience, discount=self.gamma))
         self.arrays.reward[rows] += self.gamma**ages * experience.reward

@@ -17,7 +17,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from helpers import FORKS, RUN, SCRIPT, FixedQ, Toy, finish, fit, last_of, load, main, run_script, same, scalars, start
+from helpers import FORKS, RUN, SCRIPT, FixedQ, Toy, finish, fit, last_of, load, main, same, scalars, start
 from pytorch_lightning.callbacks import TQDMProgressBar
 
 import dqn_cartpole
@@ -233,7 +233,7 @@ def test_large_errors_count_linearly():
 
 def test_the_target_network_follows_a_little():
     model = example("soft_updates:SoftUpdates")(tau=0.1)
-    model.net, model.target_net = FixedQ(10, 0), FixedQ(0, 0)
+    model.net, model.target_net = FixedQ(10, 0), FixedQ(0, 0).requires_grad_(False)
     model.sync_target()
     assert model.target_net.q_values.tolist() == [1, 0]
 

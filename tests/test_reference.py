@@ -1,33 +1,36 @@
 """The committed run beside which a newcomer sees their own."""
 
+import inspect
 from pathlib import Path
 
 import yaml
 from helpers import scalars
 from PIL import Image, ImageSequence
 
-import dqn_cartpole
+from dqn_cartpole import DQNLightning, ImprovedDQN
 
 REFERENCE = Path(__file__).resolve().parents[1] / "lightning_logs" / "reference"
 
 
-def test_it_reaches_200():
+def test_it_has_every_curve_and_ends_solved():
     curves = scalars(REFERENCE)
+    promised = "total_reward avg_reward reward train_loss epsilon lr q_mean val_reward test_reward"
+    assert set(promised.split()) <= curves.keys()
     assert max(value for _, value in curves["total_reward"]) == 200
-    assert curves["val_reward"][-1][1] == 200
-    assert curves["test_reward"][-1][1] == 200
+    assert curves["val_reward"][-1][1] >= 195
+    assert curves["test_reward"][-1][1] >= 195
 
 
 def test_it_is_a_run_of_the_defaults():
-    defaults = dqn_cartpole.parse_args([])
-    assert yaml.safe_load((REFERENCE / "hparams.yaml").read_text()) == defaults.dqn | defaults.settings
+    arguments = inspect.signature(DQNLightning).parameters | inspect.signature(ImprovedDQN).parameters
+    defaults = {name: argument.default for name, argument in arguments.items() if name != "kwargs"}
+    assert yaml.safe_load((REFERENCE / "hparams.yaml").read_text()) == defaults
 
 
 def test_it_is_small_and_holds_no_checkpoint():
-    names = {path.name: path.stat().st_size for path in REFERENCE.rglob("*")}
-    events = {name for name in names if name.startswith("events.out.tfevents.") and name.endswith(".reference")}
-    assert set(names) - events == {"hparams.yaml", "agent.gif", "curve.png", "tensorboard.png"}
-    assert sum(names.values()) < 2**20
+    files = [path for path in REFERENCE.rglob("*") if path.is_file()]
+    assert not [path for path in files if path.suffix == ".ckpt"]
+    assert sum(path.stat().st_size for path in files) < 2**20
 
 
 def test_its_film_is_of_a_whole_episode():

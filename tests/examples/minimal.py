@@ -27,12 +27,12 @@ def main() -> None:
     torch.set_num_threads(1)  # more threads slow a small network down
     pl.seed_everything(args.seed)
     model = DQNLightning(env=args.env, lr=args.lr, max_epochs=args.max_epochs)
-    logger = TensorBoardLogger(".", version=args.resume)  # None: the next free number
-    last = None if args.resume is None else f"{logger.log_dir}/checkpoints/last.ckpt"
-    best = BestCheckpoint()
-    trainer = pl.Trainer(max_epochs=args.max_epochs, logger=logger, callbacks=[best, ExactResume()])
+    last = None if args.resume is None else f"lightning_logs/version_{args.resume}/checkpoints/last.ckpt"
+    step = torch.load(last, mmap=True)["global_step"] if last else None  # points of the curves after it are dropped
+    logger = TensorBoardLogger(".", version=args.resume, default_hp_metric=False, purge_step=step)
+    trainer = pl.Trainer(max_epochs=args.max_epochs, logger=logger, callbacks=[BestCheckpoint(), ExactResume()])
     trainer.fit(model, ckpt_path=last, weights_only=True)
-    trainer.test(model, ckpt_path=best.best_model_path, weights_only=True)
+    trainer.test(model, ckpt_path="best", weights_only=True)
 
 
 if __name__ == "__main__":

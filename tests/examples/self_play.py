@@ -37,7 +37,7 @@ class TicTacToe(gym.Env):
         return won * (1.0, -1.0)[player], won or bool(self.squares.any(0).all())
 
     def reply(self) -> int:
-        if self.opponent is None or self.np_random.random() < 0.1:  # some random moves, so that the games vary
+        if self.opponent is None or self.np_random.random() < 0.3:  # some random moves, so that the games vary
             return self.np_random.choice(np.flatnonzero(self.squares.sum(0) == 0))
         return self.opponent(np.append(self.squares[::-1], self.squares.sum(0) == 0))
 
