@@ -52,9 +52,8 @@ VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), (2000, 2**31)
 #     Q(s, a) = mean of r                                 if s' is terminal: no reward follows
 #
 # DQN trains a network to satisfy it: the right side is the target, towards which the left side is moved.
-# - Replay buffer: consecutive steps are alike, and a network trained on them alone forgets the rest. So a minibatch is
-#   drawn at random from thousands of steps. Steps of an older, worse policy remain valid: the equation holds for every
-#   action, whoever chose it (off-policy learning).
+# - Replay buffer: a network trained on consecutive, similar steps forgets the rest. So a minibatch is drawn at random
+#   from thousands. Those of an older policy remain valid: the equation holds whoever chose the action (off-policy).
 # - Target network: the targets come from an older copy of the network. With the network itself, every update would
 #   also move the targets, and the network would chase its own tail.
 # - Epsilon-greedy: with probability epsilon the agent takes a random action, to find out whether another is better.
@@ -188,8 +187,7 @@ class Agent:
         self.replay_buffer.append(Experience(self.state, action, reward, terminated, new_state))
         self.state = new_state
         self.score += reward
-        episode_over = bool(terminated or truncated)
-        if episode_over:
+        if episode_over := bool(terminated or truncated):
             self.scores.append(self.score)
             self.reset()
         return reward, episode_over
@@ -527,13 +525,14 @@ def arguments(module: type[DQNLightning]) -> dict[str, tuple[type, str, Any]]:
     """Type, help text and default of each argument of `module` and the classes it extends that can be a flag."""
     found: dict[str, tuple[type, str, Any]] = {}
     for base in reversed(module.__mro__):  # a subclass may change the default alone: it keeps type and help text
-        for name, argument in inspect.signature(base.__init__, eval_str=True).parameters.items():
+        for name, argument in inspect.signature(vars(base).get("__init__", object), eval_str=True).parameters.items():
             if isinstance(argument.default, bool | int | float | str):
                 kind, text, _ = found.get(name, (type(argument.default), "", None))
-                if get_origin(argument.annotation) is Annotated:
-                    kind, text = get_args(argument.annotation)
-                elif argument.annotation in (bool, int, float, str):
-                    kind = argument.annotation
+                annotation = argument.annotation
+                if get_origin(annotation) is Annotated:
+                    annotation, text = get_args(annotation)
+                if annotation in (bool, int, float, str):
+                    kind = annotation
                 found[name] = kind, text, argument.default
     return found
 
@@ -576,7 +575,7 @@ def set_up(module: type[DQNLightning], argv: Sequence[str] | None) -> tuple[argp
             model = module.load_from_checkpoint(path, map_location="cpu", weights_only=True, **given)
         else:
             model = module(**given)
-    except (gym.error.Error, ModuleNotFoundError) as error:
+    except (gym.error.Error, ModuleNotFoundError, NotImplementedError) as error:
         if getattr(error, "name", None):  # one of the program's own imports failed; gym.make gives no name
             raise
         parser.error(f"--env: {error}")
@@ -637,6 +636,7 @@ def main(
         print(f"test_reward: {result['test_reward']:.2f} over {len(TEST_SEEDS)} episodes")
         if not args.test:
             logger.log_hyperparams({**model.hparams, "seed": torch.initial_seed()}, result, model.global_step)
+            logger.finalize("success")
             print(f"weights: {best}\ncurves: tensorboard --logdir lightning_logs")
             if "rgb_array" in model.env.metadata.get("render_modes", []):
                 save_gif(model, f"{logger.log_dir}/agent.gif")

@@ -29,7 +29,7 @@ from torch.utils.tensorboard.writer import FileWriter
 import dqn_cartpole
 from dqn_cartpole import DQNLightning, ImprovedDQN
 
-EPOCHS, EPOCH = 2, 260  # of the runs that several tests look at
+EPOCHS, EPOCH = 2, 160  # of the runs that several tests look at
 FLAGS = ["--max_epochs", str(EPOCHS), "--steps_per_epoch", str(EPOCH)]
 SHORT = "--max_epochs 2 --steps_per_epoch 30 --warm_start_steps 60 --replay_size 80"
 ARGUMENTS = inspect.signature(DQNLightning).parameters | inspect.signature(ImprovedDQN).parameters

@@ -128,10 +128,9 @@ def test_settings_of_the_trainer(module, name):
     assert not any(torch.equal(*weights) for weights in zip(before, model.net.parameters()))
 
 
-@MODULES
-def test_the_tuner_finds_a_learning_rate_and_a_batch_size(folder, module):
+def test_the_tuner_finds_a_learning_rate_and_a_batch_size(folder):
     how = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-    model = module(**SMALL)
+    model = ImprovedDQN(**SMALL)
     Tuner(pl.Trainer(max_epochs=9, limit_val_batches=0, **how)).lr_find(model, num_training=40)
     assert model.hparams.lr != 5e-3
     Tuner(pl.Trainer(max_epochs=3, limit_val_batches=0, **how)).scale_batch_size(model, max_trials=3, init_val=2)
@@ -174,7 +173,7 @@ def trained(tmp_path_factory) -> Path:
         patch.chdir(tmp_path_factory.mktemp("trained"))
         patch.setattr("tempfile.tempdir", None)
         patch.setattr("dqn_cartpole.TEST_SEEDS", range(1000, 1003))
-        main("--max_epochs 1")
+        main("--max_epochs 1 --steps_per_epoch 200")
         return Path.cwd() / RUN
 
 

@@ -286,12 +286,9 @@ gym.register("Broken-v0", Broken)
 )
 def test_a_number_that_is_not_finite_is_named(where, step, number):
     gym.spec("Broken-v0").kwargs.update(where=where, step=step, number=number)
-    with pytest.raises(FloatingPointError) as raised:
+    with pytest.raises(FloatingPointError, match=rf"{where} is not finite: .*(nan|inf)") as raised:
         fit(small(env="Broken-v0", steps_per_epoch=50))
-    message = str(raised.value)
-    assert f"{where} is not finite: " in message
-    assert "inf" in message or "nan" in message
-    assert "--lr" not in message
+    assert "--lr" not in str(raised.value)
 
 
 def test_a_loss_that_is_not_finite_is_named_with_the_learning_rate():

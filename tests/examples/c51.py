@@ -1,4 +1,4 @@
-"""C51: learn the distribution of the return as the probabilities of 51 values (Bellemare, Dabney and Munos 2017).
+"""C51: learn the probabilities of 51 returns, not only their mean (Bellemare, Dabney and Munos 2017).
 
     python -m tests.examples.c51 --v_max 100
 
@@ -10,24 +10,22 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
-from dqn_cartpole import DQN, Experience, ImprovedDQN, main
+from dqn_cartpole import ImprovedDQN, NStepExperience, main
 
 
 class CategoricalDQN(nn.Module):
-    """The Q-value of an action is the mean of its distribution."""
+    """The Q-value of an action is the mean of its distribution: a probability for each of `returns`."""
 
-    def __init__(self, net: DQN, values: torch.Tensor) -> None:
+    def __init__(self, net: nn.Module, returns: torch.Tensor) -> None:
         super().__init__()
-        self.net = net.net
-        self.net[-1] = nn.Linear(net.net[-1].in_features, net.net[-1].out_features * len(values))
-        self.register_buffer("values", values)
+        self.net = net
+        self.register_buffer("returns", returns)
 
     def log_probabilities(self, x: torch.Tensor) -> torch.Tensor:
-        """(batch, n_actions, values)"""
-        return self.net(x.flatten(1).float()).unflatten(1, (-1, len(self.values))).log_softmax(2)
+        return self.net(x).unflatten(1, (-1, len(self.returns))).log_softmax(2)  # (batch, n_actions, 51)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.log_probabilities(x).exp() @ self.values
+        return self.log_probabilities(x).exp() @ self.returns
 
 
 class C51(ImprovedDQN):
@@ -35,26 +33,26 @@ class C51(ImprovedDQN):
         self,
         v_min: Annotated[float, "lowest return"] = 0.0,
         v_max: Annotated[float, "highest return"] = 100.0,
-        atoms: Annotated[int, "values in between, both included"] = 51,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
 
     def make_net(self, **options: Any) -> nn.Module:
-        hparams = self.hparams
-        return CategoricalDQN(super().make_net(**options), torch.linspace(hparams.v_min, hparams.v_max, hparams.atoms))
+        net = super().make_net(**options)
+        net.net[-1] = nn.Linear(net.net[-1].in_features, int(self.env.action_space.n) * 51)
+        return CategoricalDQN(net, torch.linspace(self.hparams.v_min, self.hparams.v_max, 51))
 
-    def dqn_mse_loss(self, batch: Experience) -> torch.Tensor:
-        """The cross-entropy between the distribution of the return and its target."""
-        rows, values = torch.arange(len(batch.action)), self.net.values
+    def dqn_mse_loss(self, batch: NStepExperience) -> torch.Tensor:
+        rows, returns = torch.arange(len(batch.action), device=self.device), self.net.returns
         with torch.no_grad():
             actions = self.target_net(batch.new_state).argmax(1)
             probabilities = self.target_net.log_probabilities(batch.new_state)[rows, actions].exp()
-            discounts = (batch.discount * ~batch.done).unsqueeze(1)
-            returns = (batch.reward.unsqueeze(1) + discounts * values).clamp(values[0], values[-1])
-            # A return between two values gives each of them a share of its probability: the nearer, the more.
-            shares = 1 - (returns.unsqueeze(1) - values.unsqueeze(1)).abs() / (values[1] - values[0])
-            targets = (shares.clamp(min=0) @ probabilities.unsqueeze(2)).squeeze(2)
+            discounts = batch.discount.masked_fill(batch.done, 0.0)
+            new_returns = batch.reward.unsqueeze(1) + discounts.unsqueeze(1) * returns
+            # A new return lies between two of the 51. They share its probability: the nearer gets the more.
+            distances = (new_returns.clamp(returns[0], returns[-1]).unsqueeze(1) - returns.unsqueeze(1)).abs()
+            shares = (1 - distances / (returns[1] - returns[0])).clamp(min=0)
+            targets = (shares @ probabilities.unsqueeze(2)).squeeze(2)
         return -(targets * self.net.log_probabilities(batch.state)[rows, batch.action]).sum(1).mean()
 
 

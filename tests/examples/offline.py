@@ -3,8 +3,7 @@
     python -c "from tests.examples.offline import record; record('data.npz', 'best.ckpt', epsilon=0.5)"
     python -m tests.examples.offline --data data.npz --offline
 
-The file holds an array for each field of Experience, in the order in which they were experienced. Without `--offline`
-the agent goes on from there.
+The file holds an array for each field of Experience, oldest first. Without `--offline` the agent adds to them.
 Measured: not yet
 """
 
