@@ -578,7 +578,7 @@ def set_up(module: type[DQNLightning], argv: Sequence[str] | None) -> tuple[argp
     except (gym.error.Error, ModuleNotFoundError, NotImplementedError) as error:
         if getattr(error, "name", None):  # one of the program's own imports failed; gym.make gives no name
             raise
-        parser.error(f"--env: {error}")
+        parser.error(f"--env: {str(error) or 'its observations cannot be flattened'}")
     for name, value in model.hparams.items():
         if type(value) not in (bool, int, float, str, list, tuple, dict, type(None), torch.Tensor):
             parser.error(f"a checkpoint cannot restore {name}={value!r}: pass a number, a str or a list of these")

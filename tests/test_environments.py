@@ -136,7 +136,7 @@ REFUSED = {
 def test_what_dqn_cannot_play_is_refused_in_one_line(folder, capsys, name):
     line = refusal(f"--env {register(name, **REFUSED[name])}", capsys)
     assert "error: --env: " in line
-    assert ("Discrete actions" if "action_space" in REFUSED[name] else "space") in line
+    assert ("Discrete actions" if "action_space" in REFUSED[name] else "observations") in line
 
 
 def test_an_observation_that_its_space_cannot_hold_is_named():

@@ -15,7 +15,7 @@ import dqn_cartpole
 ROOT = SCRIPT.parent
 README, RESULTS = ((ROOT / name).read_text() for name in ("README.md", "tests/benchmarks/RESULTS.md"))
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-SHORT = "--max_epochs 1 --steps_per_epoch 60 --warm_start_steps 100".split()
+SHORT = ["--max_epochs", "1", "--steps_per_epoch", "60", "--warm_start_steps", "100"]
 
 
 def program(word: str) -> str:
