@@ -1,14 +1,14 @@
 """Train a Deep Q-Network (DQN) on CartPole with PyTorch Lightning.
 
     pip install -r requirements.txt
-    python dqn_cartpole.py                  # trains in about a minute; add --gpus 1 for a GPU
+    python dqn_cartpole.py                  # trains the agent of part 2 in a minute; --gpus 1: on a GPU
     tensorboard --logdir lightning_logs     # shows the curves in a browser
     python dqn_cartpole.py --resume 0       # continues lightning_logs/version_0 after it was stopped
     python dqn_cartpole.py --n_step 1 --no-layer_norm --no-lr_decay     # plain DQN, as part 1 alone
 
 This rebuilds Donal Byrne's article "En-Lightning Reinforcement Learning: Building a DQN with PyTorch Lightning" (2020).
 Part 1 is DQN (Mnih et al., "Human-level control through deep reinforcement learning", Nature 518, 2015), with Adam and
-squared errors. Part 2 improves it in a subclass; build your own agent the same way. Part 3, the run, has no DQN in it.
+squared errors. Part 2 improves it in a subclass; build your own agent the same way. Part 3 runs any such agent.
 """
 
 import argparse
@@ -35,8 +35,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-# All validations play the same episodes, so that they can be compared. Training and the final test use different ones.
-VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), (2000, 2**31)
+# Every validation starts from the same states, so that they can be compared. Training and the final test use others.
+VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), range(2000, 2**31)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Part 1: DQN
@@ -48,12 +48,13 @@ VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), (2000, 2**31)
 # Q(s, a) is the expected return of taking action a in state s and acting optimally afterwards. If you know it, you act
 # optimally by taking the action with the highest Q-value. It satisfies the Bellman equation:
 #
-#     Q(s, a) = mean of r + gamma * max_a' Q(s', a')      over the rewards r and states s' that can follow
-#     Q(s, a) = mean of r                                 if s' is terminal: no reward follows
+#     Q(s, a) = mean of [r + gamma * V(s')]           over the rewards r and the states s' that can follow
+#     V(s')   = max_a' Q(s', a'), or 0 if s' is terminal
 #
 # DQN trains a network to satisfy it: the right side is the target, towards which the left side is moved.
-# - Replay buffer: a network trained on consecutive, similar steps forgets the rest. So a minibatch is drawn at random
-#   from thousands. Those of an older policy remain valid: the equation holds whoever chose the action (off-policy).
+# - Replay buffer: consecutive steps are alike, and a network trained on them alone forgets other states. So the last
+#   few thousand steps are kept, and a minibatch is a random sample of them. Those of an older policy remain valid: the
+#   equation holds for any action, whoever chose it (off-policy learning).
 # - Target network: the targets come from an older copy of the network. With the network itself, every update would
 #   also move the targets, and the network would chase its own tail.
 # - Epsilon-greedy: with probability epsilon the agent takes a random action, to find out whether another is better.
@@ -66,12 +67,12 @@ VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), (2000, 2**31)
 #             optimizer.zero_grad(); loss.backward(); optimizer.step()
 #         model.validation_step(seeds)                # play 20 episodes without exploring, to see how good the agent is
 # In TensorBoard, total_reward, the sum of an episode's rewards, rises from about 20 to 200, with setbacks. train_loss
-# says little, as the targets move. q_mean, the mean of the highest Q-values, ends near 1 / (1 - gamma) = 100, the
-# return of balancing forever; plain DQN first overshoots to 300 or more: the maximum prefers overestimated actions.
+# says little, as the targets move. q_mean, the highest Q-value of a state, averaged over a minibatch, ends near 100 =
+# 1 / (1 - gamma), balancing forever. Plain DQN first overshoots to 300: the maximum of noisy estimates is too high.
 
 
 class DQN(nn.Module):
-    """The Q-network: estimates the Q-value of every action in a state."""
+    """The Q-network: estimates the Q-value of every action in a state. (DQNLightning is the algorithm.)"""
 
     def __init__(
         self, obs_size: int, n_actions: int, hidden_size: int = 128, hidden_layers: int = 1, layer_norm: bool = False
@@ -122,7 +123,7 @@ class ReplayBuffer:
         self.episode_steps += 1
 
     def end_episode(self) -> None:
-        """Called when an episode is over. A subclass may combine the steps of an episode, as in part 2."""
+        """Called when an episode is over: the next step begins another. (Part 2 combines the steps of one episode.)"""
         self.episode_steps = 0
 
     def sample(self, batch_size: int) -> Experience:
@@ -162,7 +163,7 @@ class Agent:
         """Begin an episode. The seed is drawn here, not by the environment, so that part 3 can replay the episode."""
         self.replay_buffer.end_episode()
         self.score = 0.0
-        seed = int(self.rng.integers(*TRAIN_SEEDS)) if seed is None else seed
+        seed = int(self.rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop)) if seed is None else seed
         observation, _ = self.env.reset(seed=seed)
         self.state = np.array(observation)  # a copy, because the environment may reuse its array
 
@@ -200,10 +201,10 @@ class DQNLightning(pl.LightningModule):
         self,
         env: Annotated[str, "id of the environment; module:Name-v0 imports the module first"] = "CartPole-v0",
         episode_length: Annotated[int, "time limit in steps; 0: the environment's own"] = 0,
-        max_epochs: Annotated[int, "epochs of the run"] = 30,
+        max_epochs: Annotated[int, "epochs of the run, over which epsilon and the learning rate fall"] = 30,
         steps_per_epoch: Annotated[int, "training steps in an epoch, which ends with a validation"] = 500,
         warm_start_steps: Annotated[int, "random steps before the first training step"] = 1000,
-        replay_size: Annotated[int, "capacity of the replay buffer; last.ckpt holds it, two states a step"] = 5000,
+        replay_size: Annotated[int, "capacity of the replay buffer, all of which last.ckpt stores"] = 5000,
         batch_size: Annotated[int, "experiences in a minibatch"] = 16,
         lr: Annotated[float, "learning rate"] = 5e-3,
         gamma: Annotated[float, "discount factor"] = 0.99,
@@ -223,7 +224,7 @@ class DQNLightning(pl.LightningModule):
         self.buffer = self.make_buffer(rng)
         self.agent = self.make_agent(rng)
 
-    # The parts. These methods run inside super().__init__(), so they read the arguments from self.hparams.
+    # The parts. A subclass's super().__init__() calls these methods: read self.hparams.n_step here, not self.n_step.
     def make_env(self, **options: Any) -> gym.Env:
         """A new environment, for training or evaluation; gym.error.Error if DQN cannot play it."""
         env = gym.make(self.hparams.env, max_episode_steps=self.hparams.episode_length or None, **options)
@@ -253,13 +254,13 @@ class DQNLightning(pl.LightningModule):
 
     # Training
     def train_dataloader(self) -> RLDataset:
-        """The minibatches of an epoch. Lightning calls this once; it takes any iterable with a length."""
+        """The minibatches of an epoch. Lightning calls this once; any iterable of batches will do."""
         if len(self.buffer) == 0:  # otherwise the run was resumed, and its buffer restored
             self.populate(self.hparams.warm_start_steps)
         return RLDataset(self.buffer, self.hparams.batch_size, self.hparams.steps_per_epoch)
 
     def populate(self, steps: int = 1000) -> None:
-        """Fill the replay buffer by acting at random, so that the first minibatches vary."""
+        """Take random steps, so that the first minibatches vary."""
         for _ in range(steps):
             self.agent.play_step(self.net, epsilon=1.0, device=self.device)
         self.agent.reset()
@@ -389,7 +390,7 @@ class NStepBuffer(ReplayBuffer):
     An experience begins as one step and grows with those that follow, up to n. Then its reward is the sum
     r_0 + gamma r_1 + ... + gamma^(n-1) r_(n-1), its new state the one after n steps, and its discount gamma^n. It stops
     growing at the end of the episode: with n = 3, an episode of five steps leaves experiences of 3, 3, 3, 2, 1 steps.
-    The price is a bias: of its actions, all but the first are an older policy's, and yet their rewards count.
+    The price is a bias: the actions after the first were an older policy's or random, but their rewards count.
     """
 
     def __init__(self, n_step: int, gamma: float, capacity: int, *args: Any) -> None:
@@ -431,11 +432,11 @@ class ImprovedDQN(DQNLightning):
         return batch.reward + batch.discount * values
 
     def make_net(self, **options: Any) -> nn.Module:
-        """With layer normalization (Ba et al. 2016): no large gradient step can inflate all Q-values at once."""
+        """With layer normalization (Ba et al. 2016): hidden units keep their scale, so Q-values rarely blow up."""
         return super().make_net(layer_norm=self.hparams.layer_norm, **options)
 
     def configure_optimizers(self) -> Any:
-        """With a learning rate that falls to 0, in a step per epoch, so that late updates undo nothing."""
+        """With a learning rate that is lowered after every epoch, to 0 at last, so that late updates change little."""
         optimizer = super().configure_optimizers()
         decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1 - self.progress)
         return ([optimizer], [decay]) if self.hparams.lr_decay else optimizer
@@ -538,7 +539,7 @@ def arguments(module: type[DQNLightning]) -> dict[str, tuple[type, str, Any]]:
 
 
 def set_up(module: type[DQNLightning], argv: Sequence[str] | None) -> tuple[argparse.Namespace, DQNLightning]:
-    """Read the command line and make the model; a usage error is said in one line and ends the program."""
+    """Read the command line and make the model; a usage error is reported in one line and ends the program."""
     parser = argparse.ArgumentParser(usage="%(prog)s [--flag value ...]", description=module.__doc__)
     parser.add_argument("--gpus", type=int, default=0, help="GPUs to train on; 0: the CPU, -1: all")
     parser.add_argument("--seed", type=int, default=0, help="seed of all randomness")
@@ -604,10 +605,9 @@ def main(
 
     `argv`: the command line; `callbacks`: more callbacks; `options`: more arguments of the Trainer.
     """
+    # Leave out what Lightning and Gymnasium say about things that are deliberate here.
     warnings.filterwarnings("ignore", ".*(out of date|many workers|LeafSpec|logging interval|not empty|GPU available)")
-    logging.getLogger("pytorch_lightning").setLevel(
-        logging.WARNING
-    )  # these warnings and infos are about deliberate choices
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     torch.set_num_threads(1)  # more threads slow a small network down
     tempfile.tempdir = "lightning_logs"  # Lightning writes a checkpoint there before it moves it into place
     args, model = set_up(module, argv)
