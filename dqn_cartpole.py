@@ -55,8 +55,7 @@ VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), range(2000, 2
 # - Replay buffer: consecutive steps are alike, and a network trained on them alone forgets other states. So the last
 #   few thousand steps are kept, and a minibatch is a random sample of them. Those of an older policy remain valid: the
 #   equation holds for any action, whoever chose it (off-policy learning).
-# - Target network: the targets come from an older copy of the network. With the network itself, every update would
-#   also move the targets, and the network would chase its own tail.
+# - Target network: the targets come from an older copy of the network. Otherwise every update would move them too.
 # - Epsilon-greedy: with probability epsilon the agent takes a random action, to find out whether another is better.
 #
 # The loop is Lightning's. This is what trainer.fit(model) does with the methods below:
@@ -368,9 +367,8 @@ class DQNLightning(pl.LightningModule):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Part 2: three improvements
-# Plain DQN learns to balance the pole for 200 steps, but may forget it again. With n-step returns, layer normalization
-# and a decaying learning rate it learns in half as many steps, and keeps what it has learned. Build your own agent the
-# same way, in a file beside this one (more in tests/examples):
+# Plain DQN may forget what it has learned. With n-step returns, layer normalization and a decaying learning rate it
+# learns in half as many steps, and keeps it. Build your own agent the same way, in its own file (see tests/examples):
 #
 #     from dqn_cartpole import ImprovedDQN, main
 #     class DoubleDQN(ImprovedDQN):  # net chooses the next action, target_net evaluates it (van Hasselt et al. 2016)
@@ -497,7 +495,7 @@ class ExactResume(ModelCheckpoint):
         if not np.array_equal(agent.state, state):
             warnings.warn("the environment did not repeat its episode: the resumed run will differ", stacklevel=1)
         agent.state, agent.score = state.numpy(), score
-        agent.scores.extend(scores)
+        agent.scores = deque(scores, agent.scores.maxlen)
         buffer.appended, arrays = checkpoint["buffer"]
         buffer.episode_steps = len(actions)
         for array, saved in zip(buffer.arrays, arrays):
@@ -606,10 +604,9 @@ def main(
     `argv`: the command line; `callbacks`: more callbacks; `options`: more arguments of the Trainer.
     """
     # Leave out what Lightning and Gymnasium say about things that are deliberate here.
-    warnings.filterwarnings("ignore", ".*(out of date|many workers|LeafSpec|logging interval|not empty|GPU available)")
+    warnings.filterwarnings("ignore", ".*(of date|workers|LeafSpec|logging interval|not empty|GPU available|lowered)")
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     torch.set_num_threads(1)  # more threads slow a small network down
-    tempfile.tempdir = "lightning_logs"  # Lightning writes a checkpoint there before it moves it into place
     args, model = set_up(module, argv)
     logger: Any = False
     if args.last:  # points of the curves after the checkpoint are dropped
@@ -629,15 +626,18 @@ def main(
     )
     with model.agent.env:  # closes it, also after an error
         if not args.test:
+            tempfile.tempdir = "lightning_logs"  # Lightning writes a checkpoint there before it moves it into place
             trainer.fit(model, ckpt_path=args.last, weights_only=True)
+            tempfile.tempdir = None
         best = f"{trainer.log_dir}/checkpoints/best.ckpt"
-        (result,) = trainer.test(model, ckpt_path=None if args.test else best, weights_only=True, verbose=False)
+        weights = best if os.path.exists(best) and not args.test else None  # without validations none is the best
+        (result,) = trainer.test(model, ckpt_path=weights, weights_only=True, verbose=False)
     if trainer.is_global_zero:
         print(f"test_reward: {result['test_reward']:.2f} over {len(TEST_SEEDS)} episodes")
         if not args.test:
             logger.log_hyperparams({**model.hparams, "seed": torch.initial_seed()}, result, model.global_step)
             logger.finalize("success")
-            print(f"weights: {best}\ncurves: tensorboard --logdir lightning_logs")
+            print(f"weights: {weights}\ncurves: tensorboard --logdir lightning_logs")
             if "rgb_array" in model.env.metadata.get("render_modes", []):
                 save_gif(model, f"{logger.log_dir}/agent.gif")
                 print(f"film: {logger.log_dir}/agent.gif")

@@ -1,4 +1,4 @@
-"""A reward for learning only: a bonus for states that were seldom visited, so that the agent explores (Tang 2017).
+"""A reward for learning only: a bonus for states that were seldom visited, to explore more (Tang et al. 2017).
 
     python -m tests.examples.count_bonus --env MountainCar-v0 --max_epochs 80 --batch_size 64 --lr 1e-3 \\
         --sync_rate 250 --replay_size 50000 --hidden_size 256 --eps_start 0.3 --eps_end 0.05

@@ -1,4 +1,4 @@
-"""The same agent in one process, bit for bit, in half the time: Lightning is called once an epoch, not a minibatch.
+"""The same agent in one process, bit for bit but faster: Lightning is called once an epoch, not once a minibatch.
 
     python -m tests.examples.fast
 

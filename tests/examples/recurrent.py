@@ -1,6 +1,6 @@
 """A memory: CartPole without its velocities, and a GRU over the last frames (DRQN, Hausknecht and Stone 2015).
 
-    python -m tests.examples.recurrent --frames 4
+    python -m tests.examples.recurrent --lr 2e-3
 
 One frame does not show where the pole moves to; a few do. The GRU begins anew with each stack of frames, so that the
 replay buffer needs no hidden states.
