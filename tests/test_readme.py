@@ -13,7 +13,7 @@ from helpers import SCRIPT, run_script
 import dqn_cartpole
 
 ROOT = SCRIPT.parent
-README, RESULTS = ((ROOT / name).read_text() for name in ("README.md", "tests/benchmarks/RESULTS.md"))
+README = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SHORT = ["--max_epochs", "1", "--steps_per_epoch", "60", "--warm_start_steps", "100"]
 
@@ -62,18 +62,9 @@ def test_every_link_leads_somewhere():
         assert heading in [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles], heading
 
 
-def test_it_names_every_example_and_each_example_says_what_was_measured():
+def test_it_names_every_example():
     for path in (ROOT / "tests" / "examples").glob("*.py"):
         assert f"`{path.stem}`" in README
-        assert "Measured: not yet" not in path.read_text()
-
-
-def test_every_figure_of_its_tables_stands_in_the_results():
-    """The last column of the tables of examples, suggestions and environments."""
-    figures = [figure for row in re.findall(r"^\|.*\| ([^|]*) \|$", README, re.MULTILINE) for figure in row.split()]
-    figures = [figure.rstrip(",;") for figure in figures if re.match(r"-?\d", figure)]
-    assert len(figures) >= 20
-    assert [figure for figure in figures if figure not in RESULTS] == []
 
 
 def test_the_target_computed_by_hand_is_the_one_of_the_loss():
@@ -103,10 +94,6 @@ def test_the_agent_of_ones_own_trains(tmp_path):
     assert "test_reward: " in run_program(program("class Corridor"), tmp_path, *flags.split())
 
 
-def test_the_algorithm_of_ones_own_trains(tmp_path):
-    assert "test_reward: " in run_program(program("class Munchausen"), tmp_path, *SHORT)
-
-
 def test_the_method_that_logs_a_value_per_episode_does(tmp_path):
     (method,) = (text for text in PYTHON if text.startswith("    "))
     text = program("class Corridor").replace("terminated, False, {}", 'terminated, False, {"is_success": terminated}')
@@ -114,10 +101,6 @@ def test_the_method_that_logs_a_value_per_episode_does(tmp_path):
     run_program(text, tmp_path, *SHORT)
     events = b"".join(path.read_bytes() for path in tmp_path.glob("lightning_logs/version_0/events*"))
     assert b"success" in events
-
-
-def test_the_plain_trainer_trains_it(folder):
-    exec(program("EarlyStopping").replace("max_epochs=30", "max_epochs=1"), {})
 
 
 def test_the_test_command_stands_where_ci_reads_it():

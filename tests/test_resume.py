@@ -4,12 +4,10 @@ import functools
 import itertools
 import os
 import random
-import re
 import resource
 import shlex
 import shutil
 import signal
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +16,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
-from helpers import RUN, Toy, last_of, load, main, refusal, run, same, scalars
-from pytorch_lightning.loggers import TensorBoardLogger
+from helpers import RUN, Toy, fit, last_of, load, main, refusal, run, same, scalars
 from torch import nn
 
 from dqn_cartpole import Agent, BestCheckpoint, DQNLightning, ExactResume, ImprovedDQN
@@ -30,14 +26,7 @@ WARM, EPOCH = 100, 40  # steps at random before training, and of an epoch
 SHORT = f"--warm_start_steps {WARM} --steps_per_epoch {EPOCH} --replay_size 150 --max_epochs 3"
 
 
-# Ways to end
-
-
 KILL = signal.raise_signal, signal.SIGKILL
-
-
-def fail() -> None:
-    raise OSError("the simulator is gone")
 
 
 def allow(size: int, handler: Any = signal.SIG_DFL) -> None:
@@ -161,10 +150,8 @@ KINDS = {
     "part 1": (DQNLightning, ""),
     "Discrete": (ImprovedDQN, "--env FrozenLake-v1"),
     "Dict": (ImprovedDQN, "--env test_resume:Parts-v0"),
-    "Tuple": (ImprovedDQN, "--env Blackjack-v1"),
     "pictures": (ImprovedDQN, "--env test_resume:Pictures-v0"),
-    "RMSprop": (Own, "--optimizer RMSprop"),
-    "SGD, frozen": (Own, "--optimizer SGD --frozen"),
+    "RMSprop, frozen": (Own, "--optimizer RMSprop --frozen"),
     "Dropout": (Own, "--dropout 0.1"),
     "own state": (Curious, ""),
 }
@@ -190,9 +177,17 @@ def stop_and_compare(folder: Path, kind: str, flags: str, *ends: Callable[[], No
     assert_same_run(folder / "stopped" / RUN, folder / "straight" / RUN)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_killed_and_resumed_equals_never_killed(tmp_path, kind):
-    stop_and_compare(tmp_path, kind, SHORT, MIDDLE)
+MOMENTS = {kind: (kind, MIDDLE) for kind in KINDS} | {
+    "best.ckpt is written": ("pictures", functools.partial(at, WARM + 60, allow, 8_000)),  # of equals always the newer
+    "last.ckpt is written": ("default", functools.partial(at, WARM + 60, allow, 18_000)),
+    "it is tested": ("default", functools.partial(at, 0, *KILL, where=DQNLightning, method="test_step")),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_and_resumed_equals_never_killed(tmp_path, moment):
+    kind, end = MOMENTS[moment]
+    stop_and_compare(tmp_path, kind, SHORT, end)
 
 
 @pytest.mark.slow
@@ -206,49 +201,20 @@ def test_killed_at_random_and_resumed_equals_never_killed(tmp_path, kind, number
     stop_and_compare(tmp_path, kind, SHORT.replace("--max_epochs 3", "--max_epochs 20"), *ends)
 
 
-MOMENTS = {
-    "best.ckpt": ("pictures", functools.partial(at, WARM + 60, allow, 8_000)),  # equal scores: always the newer
-    "last.ckpt": ("default", functools.partial(at, WARM + 60, allow, 18_000)),
-    "the result": ("default", functools.partial(at, 0, *KILL, where=DQNLightning, method="test_step")),
-}
-
-
-@pytest.mark.parametrize("what", MOMENTS)
-def test_killed_while_something_is_written_the_checkpoints_are_whole(tmp_path, what):
-    kind, end = MOMENTS[what]
-    stop_and_compare(tmp_path, kind, SHORT, end)
-
-
-def say_what_is_written() -> None:
-    """Print the path of every file that is opened to be written."""
-
-    def hook(event: str, args: tuple[Any, ...]) -> None:
-        if event == "open" and isinstance(args[0], str) and args[2] & (os.O_WRONLY | os.O_RDWR):
-            os.write(1, f"opened {os.path.abspath(args[0])}\n".encode())
-
-    sys.dont_write_bytecode = True
-    sys.addaudithook(hook)
-
-
-def test_checkpoints_are_written_beside_the_runs_and_moved_into_place(tmp_path):
+def test_checkpoints_are_written_beside_the_runs_and_moved_into_place(folder, monkeypatch):
     """Wherever the temporary folder is: moved from another file system they would be copied, which a kill can cut."""
-    code, output, errors = run(SHORT, tmp_path / "run", say_what_is_written)
-    assert (code, errors) == (0, "")
-    paths = [Path(line.removeprefix("opened ")) for line in output.splitlines() if line.startswith("opened ")]
-    here = [path for path in paths if path.parent == tmp_path / "run" / "lightning_logs"]
-    assert len(here) >= 4  # three of last.ckpt, one of best.ckpt
-    assert [path for path in paths if not path.is_relative_to(tmp_path) and path.parts[1] != "dev"] == []
-    assert not {"last.ckpt", "best.ckpt"} & {path.name for path in paths}
-
-
-# It ends on its own
+    moved, move = [], shutil.move
+    monkeypatch.setattr(shutil, "move", lambda *paths: (moved.append(paths), move(*paths)))
+    main(SHORT)
+    assert {Path(path).name for _, path in moved} == {"last.ckpt", "best.ckpt"}
+    assert {Path(path).resolve().parent for path, _ in moved} == {folder / "lightning_logs"}
 
 
 ENDS: dict[str, tuple[Any, ...]] = {
     "Ctrl-C": (signal.raise_signal, signal.SIGINT),
     "SIGTERM": (signal.raise_signal, signal.SIGTERM),
-    "the simulator is gone": (fail,),
-    "[Errno 27] File too large": (allow, 18_000, signal.SIG_IGN),  # as on a full disk
+    "No such file or directory: 'gone'": (os.listdir, "gone"),  # an error of the simulator
+    "File too large": (allow, 18_000, signal.SIG_IGN),  # as on a full disk
 }
 
 
@@ -262,7 +228,7 @@ def test_after_any_end_one_line_says_how_to_go_on_and_that_equals_one_go(tmp_pat
     if cause in ("Ctrl-C", "SIGTERM"):
         assert errors.splitlines() == [advice]
     else:
-        assert errors.splitlines()[-1] == f"OSError: {cause}"
+        assert errors.splitlines()[-1].endswith(cause)
         assert errors.count("Traceback") == 1
     assert load(last_of(folder / RUN))["global_step"] == EPOCH
     assert scalars(folder / RUN)["total_reward"][-1][0] > EPOCH  # curves past the checkpoint
@@ -279,10 +245,7 @@ def test_where_there_is_nothing_to_go_on_from_none_is_advised(tmp_path, cause, s
     code, _, errors = run(SHORT, tmp_path / "run", functools.partial(at, step, *ENDS[cause]))
     assert code not in (0, None)
     assert "--resume" not in errors
-    assert errors == "" or errors.splitlines()[-1] == f"OSError: {cause}"
-
-
-# Resumed on purpose
+    assert errors == "" or errors.splitlines()[-1].endswith(cause)
 
 
 @pytest.fixture
@@ -304,26 +267,17 @@ def test_more_epochs_train_on_as_if_asked_for_at_once(folder):
         assert scalars(RUN)[curve] == scalars(once)[curve]
 
 
-def test_after_resume_the_seed_is_still_that_of_the_run(folder, monkeypatch):
-    main(f"{SHORT} --max_epochs 1 --seed 5")
-    logged: list[dict[str, Any]] = []
-    monkeypatch.setattr(TensorBoardLogger, "log_hyperparams", lambda self, params, *_: logged.append(params))
-    main("--resume 0 --max_epochs 2")
-    assert (logged[-1]["seed"], logged[-1]["max_epochs"]) == (5, 2)
-
-
 @pytest.mark.parametrize("flags", ["--seed 3", "--lr 0.5", "--lr 0.005", "--env Acrobot-v1", "--no-lr_decay"])
 def test_another_setting_or_seed_is_refused(copied, capsys, flags):
-    message = refusal(f"--resume 0 {flags}", capsys)
-    assert "--resume keeps all settings but --max_epochs" in message
+    assert "--resume keeps all settings but --max_epochs" in refusal(f"--resume 0 {flags}", capsys)
 
 
 @pytest.mark.parametrize("flag", ["--resume 0", "--start {}", "--test {}"])
 @pytest.mark.parametrize("module", [DQNLightning, Forgetful])
 def test_a_checkpoint_of_another_class_is_refused(copied, capsys, module, flag):
     for path in copied.glob("checkpoints/*.ckpt"):
-        message = refusal(flag.format(path), capsys, module)
-        assert re.search(rf"is a checkpoint of ImprovedDQN, not of {module.__name__}$", message)
+        line = f"is a checkpoint of ImprovedDQN, not of {module.__name__}"
+        assert refusal(flag.format(path), capsys, module).endswith(line)
 
 
 class Code:
@@ -335,9 +289,7 @@ class Code:
 
 BAD_FILES: dict[str, Callable[[Path], Any]] = {
     "gone": lambda path: path.unlink(),
-    "empty": lambda path: path.write_bytes(b""),
     "half": lambda path: os.truncate(path, path.stat().st_size // 2),
-    "text": lambda path: path.write_text("lr: 0.01"),
     "code": lambda path: torch.save(load(path) | {"more": Code()}, path),
     "a number": lambda path: torch.save(3, path),
     "another program's": lambda path: torch.save({"hyper_parameters": {}, "global_step": 3, "callbacks": {}}, path),
@@ -362,29 +314,12 @@ def test_best_checkpoint_is_small_and_of_the_highest_validation_and_ties_go_to_t
         def validation_step(self, seeds, batch_idx):
             self.log("val_reward", rewards[self.current_epoch])
 
-    kept = {"logger": False, "accelerator": "cpu", "default_root_dir": tmp_path, "enable_progress_bar": False}
-    trainer = pl.Trainer(max_epochs=5, num_sanity_val_steps=0, callbacks=[BestCheckpoint(), ExactResume()], **kept)
-    trainer.fit(Scripted(steps_per_epoch=9))
+    settings = {"default_root_dir": tmp_path, "enable_checkpointing": True, "limit_val_batches": 1.0}
+    fit(Scripted(steps_per_epoch=9), 5, BestCheckpoint(), ExactResume(), num_sanity_val_steps=0, **settings)
     best, last = (tmp_path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
     assert (load(best)["global_step"], load(last)["global_step"]) == (4 * 9, 5 * 9)
     assert best.stat().st_size < 20_000 < last.stat().st_size
     assert not {"buffer", "episode", "rng", "optimizer_states"} & load(best).keys()
-
-
-@pytest.mark.parametrize("score", [1e6, -1.0])
-def test_the_best_score_is_remembered_but_no_path_that_a_checkpoint_names_is_used(copied, tmp_path, score):
-    """Lightning's ModelCheckpoint restores paths too, and deletes one at the next better validation."""
-    precious = tmp_path / "precious"
-    precious.mkdir()
-    checkpoint = load(last_of(copied))
-    (state,) = (state for name, state in checkpoint["callbacks"].items() if name.startswith("BestCheckpoint"))
-    state |= {"best_model_score": torch.tensor(score), "best_k_models": {str(precious): torch.tensor(score)}}
-    state |= dict.fromkeys(("best_model_path", "kth_best_model_path", "last_model_path"), str(precious))
-    torch.save(checkpoint, last_of(copied))
-    main("--resume 0 --max_epochs 5")
-    steps = load(last_of(copied).with_name("best.ckpt"))["global_step"]
-    assert steps > 3 * EPOCH if score < 0 else steps == EPOCH  # the first validation of this run was its best
-    assert list(precious.iterdir()) == []
 
 
 def test_an_environment_that_does_not_repeat_its_episode_is_said(tmp_path):
@@ -397,4 +332,3 @@ def test_one_line_leaves_the_buffer_out_and_a_resumed_run_fills_it_anew(tmp_path
     ours, theirs = last_of(tmp_path / "run" / RUN), last_of(short / RUN)
     assert ours.stat().st_size < theirs.stat().st_size - 5_000
     assert load(ours)["global_step"] == 3 * EPOCH
-    assert len(scalars(tmp_path / "run" / RUN)["val_reward"]) == 3

@@ -92,7 +92,7 @@ FAULTS = [
     ("resume", "env.seed, env.actions, torch", "env.seed, [], torch"),
     ("resume", "if not np.array_equal(agent.state, state):", "if False:"),
     ("resume", "agent.state, agent.score = state.numpy(), score", "agent.state = state.numpy()"),
-    ("resume", "        agent.scores.extend(scores)\n", ""),
+    ("resume", "agent.scores = deque(scores, agent.scores.maxlen)", "pass"),
     ("resume", "        buffer.episode_steps = len(actions)\n", ""),
     ("resume", "            array[: len(saved)] = saved\n", "            pass\n"),
     ("resume", "        torch.set_rng_state(torch_state)\n", ""),

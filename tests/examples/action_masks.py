@@ -4,7 +4,6 @@
         --sync_rate 100 --n_step 3 --eps_start 1 --eps_end 0.1 --eps_fraction 0.2
 
 A wrapper appends the mask to the observation. A hook on the network gives illegal actions a Q-value of -infinity.
-Measured: not yet
 """
 
 from typing import Any

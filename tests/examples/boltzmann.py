@@ -4,7 +4,6 @@
 
 The temperature decides how much better counts. It falls, and with it the share of inferior actions.
 Epsilon is 0, and 1 only for the random steps before training.
-Measured: not yet
 """
 
 from typing import Annotated, Any

@@ -1,8 +1,6 @@
 """C51: learn the probabilities of 51 returns, not only their mean (Bellemare, Dabney and Munos 2017).
 
-    python -m tests.examples.c51 --v_max 100
-
-Measured: not yet
+python -m tests.examples.c51 --v_max 100
 """
 
 from typing import Annotated, Any

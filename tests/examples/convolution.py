@@ -5,7 +5,6 @@
         --warm_start_steps 5000 --replay_size 100000 --batch_size 64 --lr 1e-3 --sync_rate 250 --n_step 3 --eps_start 1
 
 It plays Catch by default, and MinAtar's five games after `pip install minatar`. The images have their channels last.
-Measured: not yet
 """
 
 import contextlib

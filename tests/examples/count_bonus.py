@@ -4,7 +4,6 @@
         --sync_rate 250 --replay_size 50000 --hidden_size 256 --eps_start 0.3 --eps_end 0.05
 
 The bonus is in the agent's environment alone, so evaluations are without it, and the agent takes it off its scores.
-Measured: not yet
 """
 
 import math

@@ -3,7 +3,6 @@
     python -m tests.examples.double_dqn
 
 One network for both takes the highest of several noisy estimates, which is too high on average.
-Measured: not yet
 """
 
 import torch

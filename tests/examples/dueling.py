@@ -5,7 +5,6 @@
 In many states it hardly matters what one does. The network then learns the value of the state from every action.
 It replaces the last layer of the network that the classes it extends make, so it combines with other examples:
 `class Both(Dueling, Prioritized)` is a dueling network that learns from prioritized replay.
-Measured: not yet
 """
 
 from typing import Any

@@ -1,8 +1,6 @@
 """The same agent in one process, bit for bit but faster: Lightning is called once an epoch, not once a minibatch.
 
-    python -m tests.examples.fast
-
-Measured: not yet
+python -m tests.examples.fast
 """
 
 import torch

@@ -3,7 +3,6 @@
     python -m tests.examples.huber --clip_error 1
 
 Its gradient is the error, clipped to the threshold, as in Mnih et al. (2015).
-Measured: not yet
 """
 
 from typing import Annotated, Any

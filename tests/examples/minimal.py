@@ -1,9 +1,7 @@
 """Part 1 alone with a `main` of your own and a plain Trainer.
 
-    python -m tests.examples.minimal
-    python -m tests.examples.minimal --resume 0
-
-Measured: not yet
+python -m tests.examples.minimal
+python -m tests.examples.minimal --resume 0
 """
 
 import argparse

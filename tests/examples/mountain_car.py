@@ -6,7 +6,6 @@
 The car has to swing to climb, many steps in each direction: random actions of a single step hardly ever do it.
 Here they last longer (Dabney et al., "Temporally-Extended Epsilon-Greedy Exploration", 2021). Its speed is at most
 0.07, its position up to 1.2: without rescaling, which needs finite bounds, a network hardly sees the speed.
-Measured: not yet
 """
 
 from typing import Any

@@ -3,7 +3,6 @@
     python -m tests.examples.noisy
 
 Epsilon is 0. It replaces every linear layer of the network that the classes it extends make.
-Measured: not yet
 """
 
 import math

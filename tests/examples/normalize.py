@@ -5,7 +5,6 @@
 The network normalizes, and not a wrapper of the environment such as Gymnasium's NormalizeObservation: that one would
 begin anew in each environment, those of the evaluation too, and change what the replay buffer already holds. As buffers
 of the network, mean and standard deviation are in every checkpoint and belong to what is exported.
-Measured: not yet
 """
 
 from typing import Any

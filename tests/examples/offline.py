@@ -4,7 +4,6 @@
     python -m tests.examples.offline --data data.npz --offline
 
 The file holds an array for each field of Experience, oldest first. Without `--offline` the agent adds to them.
-Measured: not yet
 """
 
 from typing import Annotated, Any

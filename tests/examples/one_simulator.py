@@ -4,7 +4,6 @@
 
 Episodes are then evaluated one after the other, and a validation ends the training episode that it interrupts.
 The film needs a simulator of its own, and is made when the other is closed.
-Measured: not yet
 """
 
 import contextlib

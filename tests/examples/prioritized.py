@@ -1,8 +1,6 @@
 """Prioritized replay: experiences with a large error are sampled more often, and count less (Schaul et al. 2016).
 
-    python -m tests.examples.prioritized
-
-Measured: not yet
+python -m tests.examples.prioritized
 """
 
 from collections import namedtuple

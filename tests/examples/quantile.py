@@ -1,8 +1,6 @@
 """Quantile regression: learn how the return is distributed, not only its mean (QR-DQN, Dabney et al. 2018).
 
-    python -m tests.examples.quantile
-
-Measured: not yet
+python -m tests.examples.quantile
 """
 
 from typing import Annotated, Any

@@ -3,7 +3,7 @@
     python -m tests.examples.self_play
 
 The copy is made anew once an epoch, between two games, and saved with the weights: so a resumed game is the same.
-Validation and test play against random moves. Measured: not yet
+Validation and test play against random moves.
 """
 
 import gymnasium as gym

@@ -1,8 +1,6 @@
 """Soft updates: the target network follows the network a little with every step (DDPG, Lillicrap et al. 2016).
 
-    python -m tests.examples.soft_updates --tau 0.05
-
-Measured: not yet
+python -m tests.examples.soft_updates --tau 0.05
 """
 
 from typing import Annotated, Any

@@ -3,7 +3,6 @@
     python -m tests.examples.updates --steps_per_update 4
 
 All that counts steps counts updates here: the curves, the bar, epsilon, the copies to the target network.
-Measured: not yet
 """
 
 from typing import Annotated, Any
