@@ -95,7 +95,7 @@ def test_an_example_trains_and_a_killed_one_resumes_exactly(name, tmp_path):
     for state in (*ours["callbacks"].values(), *theirs["callbacks"].values()):
         del state["current_score"]  # of the last validation that improved; nothing reads it
     assert different(ours, theirs) == set()
-    assert different(scalars(killed / RUN), curves) <= {"test_reward"}  # a forked process ends without a flush
+    assert different(scalars(killed / RUN), curves) == set()
 
 
 @pytest.mark.parametrize(("flags", "clip"), list(zip(SETTINGS, (0.5, None))))

@@ -1,6 +1,8 @@
 """The same agent in one process, bit for bit but faster: Lightning is called once an epoch, not once a minibatch.
 
-python -m tests.examples.fast
+    python -m tests.examples.fast
+
+Every flag works, and `gradient_clip_val`; `accumulate_grad_batches` and several processes do not.
 """
 
 import torch

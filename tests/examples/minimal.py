@@ -1,7 +1,9 @@
 """Part 1 alone with a `main` of your own and a plain Trainer.
 
-python -m tests.examples.minimal
-python -m tests.examples.minimal --resume 0
+    python -m tests.examples.minimal
+    python -m tests.examples.minimal --resume 0
+
+best.ckpt and last.ckpt are written as by the whole program, and the second command continues from last.ckpt.
 """
 
 import argparse

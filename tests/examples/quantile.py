@@ -1,6 +1,8 @@
 """Quantile regression: learn how the return is distributed, not only its mean (QR-DQN, Dabney et al. 2018).
 
-python -m tests.examples.quantile
+    python -m tests.examples.quantile
+
+The Q-value of an action is the mean of its quantiles.
 """
 
 from typing import Annotated, Any
