@@ -1,6 +1,8 @@
 """C51: learn the probabilities of 51 returns, not only their mean (Bellemare, Dabney and Munos 2017).
 
-python -m tests.examples.c51 --v_max 100
+    python -m tests.examples.c51 --v_max 100
+
+Returns outside of --v_min to --v_max count as the nearest of the two.
 """
 
 from typing import Annotated, Any

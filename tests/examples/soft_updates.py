@@ -1,6 +1,8 @@
 """Soft updates: the target network follows the network a little with every step (DDPG, Lillicrap et al. 2016).
 
-python -m tests.examples.soft_updates --tau 0.05
+    python -m tests.examples.soft_updates --tau 0.05
+
+An update follows each step: --sync_rate is 1 here.
 """
 
 from typing import Annotated, Any
