@@ -23,13 +23,13 @@ class TicTacToe(gym.Env):
         self.squares = np.zeros((2, 9), np.int8)  # the player's and the opponent's
         if self.np_random.random() < 0.5:
             self.mark(1, self.reply())
-        return self.squares.ravel(), {"action_mask": self.squares.sum(0) == 0}
+        return self.squares.flatten(), {"action_mask": self.squares.sum(0) == 0}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
         reward, over = self.mark(0, action)
         if not over:
             reward, over = self.mark(1, self.reply())
-        return self.squares.ravel(), reward, over, False, {"action_mask": self.squares.sum(0) == 0}
+        return self.squares.flatten(), reward, over, False, {"action_mask": self.squares.sum(0) == 0}
 
     def mark(self, player: int, square: int) -> tuple[float, bool]:
         self.squares[player, square] = 1
