@@ -570,10 +570,7 @@ def set_up(module: type[DQNLightning], argv: Sequence[str] | None) -> tuple[argp
             parser.error(f"{path} is a checkpoint of {owner}, not of {module.__name__}")
     pl.seed_everything(args.seed + pl.utilities.rank_zero_only.rank, verbose=False)  # processes play different episodes
     try:
-        if path:
-            model = module.load_from_checkpoint(path, map_location="cpu", weights_only=True, **given)
-        else:
-            model = module(**given)
+        model = module.load_from_checkpoint(path, "cpu", weights_only=True, **given) if path else module(**given)
     except (gym.error.Error, ModuleNotFoundError, NotImplementedError) as error:
         if getattr(error, "name", None):  # one of the program's own imports failed; gym.make gives no name
             raise
