@@ -1,7 +1,26 @@
 """It learns."""
 
+import gymnasium as gym
 import pytest
-from helpers import RUN, last_of, load, run, scalars
+from helpers import RUN, Toy, last_of, load, main, run, scalars
+
+
+class Memory(Toy):
+    """Time ends the episode. Its last step pays 1, if the first action was 0 and the last one is 1."""
+
+    def observe(self):
+        return self.observation_space.high * self.taken / 4
+
+    def step(self, action):
+        self.first = self.first if self.taken else action
+        return *super().step(action)[:1], float(self.taken == 4 and action > self.first), False, self.taken == 4, {}
+
+
+gym.register("Memory-v0", Memory)
+
+
+def test_a_reward_at_the_time_limit_is_learned(folder):
+    assert main("--env Memory-v0 --max_epochs 1")["test_reward"] == 1
 
 
 @pytest.mark.slow

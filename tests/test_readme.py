@@ -79,7 +79,6 @@ def test_the_target_computed_by_hand_is_the_one_of_the_loss():
 
 
 def test_the_programs_that_use_the_agent_run(tmp_path):
-    """The loop that plays with it, and the export."""
     done = run_script(*SHORT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     text = program("episode_over =").replace('render_mode="human"', "") + program("torch.export.export")
@@ -104,5 +103,4 @@ def test_the_method_that_logs_a_value_per_episode_does(tmp_path):
 
 
 def test_the_test_command_stands_where_ci_reads_it():
-    command = "pip install -r requirements.txt -r tests/requirements.txt && python -m pytest tests"
-    assert f"    {command}\n" in README
+    assert "    pip install -r requirements.txt -r tests/requirements.txt && python -m pytest tests\n" in README
