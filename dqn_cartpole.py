@@ -67,7 +67,7 @@ VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), range(2000, 2
 #         model.validation_step(seeds)                # play 20 episodes without exploring, to see how good the agent is
 # In TensorBoard, total_reward, the sum of an episode's rewards, rises from about 20 to 200, with setbacks. train_loss
 # says little, as the targets move. q_mean, the highest Q-value of a state, averaged over a minibatch, ends near 100 =
-# 1 / (1 - gamma), balancing forever. Plain DQN first overshoots to 300: the maximum of noisy estimates is too high.
+# 1 / (1 - gamma), balancing forever. Plain DQN overshoots at first: the maximum of noisy estimates is too high.
 
 
 class DQN(nn.Module):
@@ -307,7 +307,7 @@ class DQNLightning(pl.LightningModule):
             self.target_net.load_state_dict(self.net.state_dict())
 
     def configure_optimizers(self) -> Any:
-        return torch.optim.Adam(self.net.parameters(), lr=self.hparams.lr, fused=True)  # fused: twice as fast
+        return torch.optim.Adam(self.net.parameters(), lr=self.hparams.lr, fused=True)  # fused: faster
 
     def log_step(self, reward: float, episode_over: bool, loss: torch.Tensor, batch: Experience) -> None:
         """Log the score of every episode, and the other metrics every 50 steps (the Trainer's log_every_n_steps)."""
@@ -368,7 +368,7 @@ class DQNLightning(pl.LightningModule):
 # ---------------------------------------------------------------------------------------------------------------------
 # Part 2: three improvements
 # Plain DQN may forget what it has learned. With n-step returns, layer normalization and a decaying learning rate it
-# learns in half as many steps, and keeps it. Build your own agent the same way, in its own file (see tests/examples):
+# learns faster, and keeps it. Build your own agent the same way, in a file of its own (see tests/examples):
 #
 #     from dqn_cartpole import ImprovedDQN, main
 #     class DoubleDQN(ImprovedDQN):  # net chooses the next action, target_net evaluates it (van Hasselt et al. 2016)
