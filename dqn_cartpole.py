@@ -399,13 +399,13 @@ class NStepBuffer(ReplayBuffer):
 
     def append(self, experience: Experience) -> None:
         """Store a step, and let the n - 1 experiences before it grow, as far as they are of the same episode."""
-        ages = np.arange(1, 1 + min(self.episode_steps, self.n_step - 1, self.capacity - 1))
-        rows = (self.appended - ages) % self.capacity
+        for age in range(1, 1 + min(self.episode_steps, self.n_step - 1, self.capacity - 1)):
+            row = (self.appended - age) % self.capacity
+            self.arrays.reward[row] += self.gamma**age * experience.reward
+            self.arrays.done[row] = experience.done
+            self.arrays.new_state[row] = experience.new_state
+            self.arrays.discount[row] *= self.gamma
         super().append(NStepExperience(*experience, discount=self.gamma))
-        self.arrays.reward[rows] += self.gamma**ages * experience.reward
-        self.arrays.done[rows] = experience.done
-        self.arrays.new_state[rows] = experience.new_state
-        self.arrays.discount[rows] *= self.gamma
 
 
 class ImprovedDQN(DQNLightning):

@@ -100,7 +100,7 @@ def fit(model: pl.LightningModule, epochs: int = 1, *callbacks: pl.Callback, **s
     """Train with a plain, quiet Trainer that does not validate."""
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
     quiet |= {"enable_model_summary": False, "accelerator": "cpu", "max_epochs": epochs}
-    trainer = pl.Trainer(callbacks=list(callbacks), **quiet | settings)
+    trainer = pl.Trainer(**quiet | {"callbacks": list(callbacks)} | settings)
     trainer.fit(model)
     return trainer
 

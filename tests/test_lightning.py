@@ -1,5 +1,6 @@
 """A plain Lightning Trainer, several processes, a thread, an export: what people do with a LightningModule."""
 
+import copy
 import csv
 import functools
 import os
@@ -15,8 +16,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from helpers import FORKS, RUN, fit, last_of, load, main, same, scalars, write_to
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.tuner import Tuner
 
 import dqn_cartpole
 from dqn_cartpole import Agent, BestCheckpoint, DQNLightning, ExactResume, ImprovedDQN
@@ -92,17 +94,26 @@ def test_every_logger_has_every_curve(folder):
     assert set(promised.split()) <= scalars(folder / "other" / "version_0").keys()
 
 
-SETTINGS: dict[str, Any] = {"precision": "bf16-mixed", "gradient_clip_val": 0.5, "accumulate_grad_batches": 3}
+AVERAGING = StochasticWeightAveraging(1e-3, swa_epoch_start=1)
+SETTINGS: list[dict[str, Any]] = [{"precision": "bf16-mixed"}, {"gradient_clip_val": 0.5}, {"callbacks": [AVERAGING]}]
+SETTINGS += [{"accumulate_grad_batches": 3}, {"max_epochs": -1, "max_steps": 90}]
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("settings", SETTINGS, ids=min)
 @MODULES
-def test_settings_of_the_trainer(module, name):
+def test_settings_of_the_trainer(module, settings):
     model = module(**SMALL)
     before = [weight.detach().clone() for weight in model.net.parameters()]
-    trainer = fit(model, 3, **{name: SETTINGS[name]})
-    assert trainer.global_step == (30 if name == "accumulate_grad_batches" else 90)
+    trainer = fit(model, 3, **copy.deepcopy(settings))
+    assert trainer.global_step == (30 if "accumulate_grad_batches" in settings else 90)
     assert not any(torch.equal(*weights) for weights in zip(before, model.net.parameters()))
+
+
+def test_the_tuner_finds_a_learning_rate(folder):
+    model = ImprovedDQN(**SMALL)
+    Tuner(pl.Trainer(accelerator="cpu", logger=False)).lr_find(model, num_training=50)
+    assert model.hparams.lr != 5e-3
+    assert len(model.buffer) == 150
 
 
 # A module on its own

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from helpers import RUN, Toy, last_of, load, main, refusal, same, scalars
+from helpers import RUN, Toy, last_of, load, main, refusal, same
 from torch import nn
 
 import dqn_cartpole
@@ -154,22 +154,6 @@ def test_make_env_make_net_make_buffer_and_make_agent(folder):
     _, (_, actions, rewards, *_) = last["buffer"]
     assert set(rewards.tolist()) == {1 / 4 * 10 * 2}
     assert set(actions.diff().abs().tolist()) == {1}
-
-
-def test_a_value_of_the_info_is_logged_once_an_episode(folder):
-    class Lengths(ImprovedDQN):
-        def make_env(self, **options):
-            return gym.wrappers.RecordEpisodeStatistics(super().make_env(**options))
-
-        def log_step(self, reward, episode_over, *args):
-            super().log_step(reward, episode_over, *args)
-            if episode_over:
-                for logger in self.loggers:
-                    logger.log_metrics({"length": self.agent.info["episode"]["l"]}, step=self.global_step)
-
-    main(f"{TOY} --steps_per_epoch 60", Lengths)
-    curves = scalars(RUN)
-    assert curves["length"] == curves["total_reward"] == [(step, 10) for step in range(9, 120, 10)]
 
 
 def test_dqn_mse_loss_and_configure_optimizers(folder):

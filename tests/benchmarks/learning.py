@@ -3,6 +3,7 @@
     python tests/benchmarks/learning.py --seeds 0-19                                     # the default
     python tests/benchmarks/learning.py --seeds 0-9 --bar -80 -- --env Acrobot-v1        # any command line
     python tests/benchmarks/learning.py --seeds 0-9 --module tests.examples.dueling:Dueling -- --env CartPole-v1
+    python tests/benchmarks/learning.py --module tests.examples.fast:Fast+tests.examples.dueling:Dueling    # faster
 
 The last row sums up: medians, worst seeds, and how many seeds reach the bar, by default the environment's
 reward_threshold. "Solved" is the step of the first validation at the bar. "Best" and "last" are tests of best.ckpt and
@@ -43,7 +44,8 @@ class Result(NamedTuple):
 
 def train(module: str, flags: list[str], seed: int, bar: float | None) -> Result:
     """Train one seed in a folder of its own."""
-    agent, start, output = pkgutil.resolve_name(module), time.monotonic(), io.StringIO()
+    start, output = time.monotonic(), io.StringIO()
+    agent = type("Agent", tuple(map(pkgutil.resolve_name, module.split("+"))), {})
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(output):
         os.chdir(folder)
         best = dqn_cartpole.main(agent, [*flags, "--seed", str(seed)])["test_reward"]
@@ -63,7 +65,7 @@ def train(module: str, flags: list[str], seed: int, bar: float | None) -> Result
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0-19", help="from-to")
-    parser.add_argument("--module", default="dqn_cartpole:ImprovedDQN", help="module:class to train")
+    parser.add_argument("--module", default="dqn_cartpole:ImprovedDQN", help="module:class to train; + joins several")
     parser.add_argument("--bar", type=float, help="score that counts as good")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("flags", nargs="*", help="flags of the program, after --")
