@@ -95,7 +95,7 @@ Experience = namedtuple("Experience", ["state", "action", "reward", "done", "new
 
 
 class ReplayBuffer:
-    """A ring of the last `capacity` experiences (Lin 1992)."""
+    """A ring of the last `capacity` experiences (Lin 1992). Each takes two observations and 13 bytes."""
 
     def __init__(self, capacity: int, observation_space: gym.Space, rng: np.random.Generator) -> None:
         self.capacity = capacity

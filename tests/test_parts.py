@@ -108,6 +108,7 @@ def test_the_oldest_experience_goes_first(capacity):
     for count in range(1, 30):
         buffer = buffer_of(capacity, count)
         assert len(buffer) == min(capacity, count)
+        assert sum(array.nbytes for array in buffer.arrays) == capacity * (2 * 4 * 4 + 13)  # as its docstring says
         assert list(held(buffer)) == list(range(count))[-capacity:]
 
 
