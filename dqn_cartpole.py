@@ -399,7 +399,8 @@ class NStepBuffer(ReplayBuffer):
 
     def append(self, experience: Experience) -> None:
         """Store a step, and let the n - 1 experiences before it grow, as far as they are of the same episode."""
-        for age in range(1, 1 + min(self.episode_steps, self.n_step - 1, self.capacity - 1)):
+        growing = min(self.episode_steps, self.n_step - 1, self.capacity - 1)
+        for age in range(1, growing + 1):
             row = (self.appended - age) % self.capacity
             self.arrays.reward[row] += self.gamma**age * experience.reward
             self.arrays.done[row] = experience.done
