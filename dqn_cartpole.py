@@ -587,7 +587,7 @@ def save_gif(model: DQNLightning, path: str) -> None:
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # draw without a display
     frames: list[np.ndarray] = []
     model.play_episodes(TEST_SEEDS[:1], frames, render_mode="rgb_array")
-    first, *others = [Image.fromarray(frame).reduce(2) for frame in frames[::2]]
+    first, *others = [Image.fromarray(np.uint8(frame)).reduce(2) for frame in frames[::2]]
     first.save(path, save_all=True, append_images=others, duration=40, loop=0)
 
 

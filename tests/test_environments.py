@@ -13,7 +13,6 @@ from helpers import RUN, Toy, fit, last_of, load, main, refusal, same
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-import dqn_cartpole
 from dqn_cartpole import DQNLightning, ImprovedDQN
 
 SHORT = "--steps_per_epoch 20 --warm_start_steps 50"
@@ -49,7 +48,6 @@ def test_an_environment_of_another_package_trains_by_its_module_and_name(folder,
     pytest.importorskip("minatar")
     (folder / "my_games.py").write_text("from minatar.gym import register_envs\n\nregister_envs()\n")
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.setattr(dqn_cartpole, "save_gif", lambda *_: None)  # its pictures are no bytes
     main(f"--env my_games:MinAtar/Breakout-v1 --max_epochs 1 --episode_length 10 {SHORT}")
     states = load(last_of(RUN))["buffer"][1][0]
     assert (states.shape[1:], states.dtype, states.any()) == ((10, 10, 4), torch.bool, True)
