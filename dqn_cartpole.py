@@ -350,7 +350,7 @@ class DQNLightning(pl.LightningModule):
             scores, over = torch.zeros(len(envs)), [False] * len(envs)
             for _ in range(10_000):  # at most, for environments that never end
                 if frames is not None and not over[0] and len(frames) < 500:
-                    frames.append(envs[0].render())  # for a film of the first episode
+                    frames.append(envs[0].render())  # for a video of the first episode
                 actions = self.net(torch.as_tensor(np.stack(states), device=self.device)).argmax(1).tolist()
                 for i, env in enumerate(envs):
                     if not over[i]:
@@ -638,7 +638,7 @@ def main(
             print(f"weights: {weights}\ncurves: tensorboard --logdir lightning_logs")
             if "rgb_array" in model.env.metadata.get("render_modes", []):
                 save_gif(model, f"{logger.log_dir}/agent.gif")
-                print(f"film: {logger.log_dir}/agent.gif")
+                print(f"video: {logger.log_dir}/agent.gif")
         if args.render:
             model.play_episodes(TEST_SEEDS[:1], render_mode="human")
     return result

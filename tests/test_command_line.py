@@ -124,7 +124,7 @@ def test_redirected_it_prints_a_line_for_each_validation_and_the_result_and_warn
     lines = [f"step {step + 1:,}: val_reward {value:.2f}" for step, value in curves["val_reward"]]
     lines.append(f"test_reward: {curves['test_reward'][-1][1]:.2f} over 100 episodes")
     lines += [f"weights: {RUN}/checkpoints/best.ckpt", "curves: tensorboard --logdir lightning_logs"]
-    assert first.stdout.splitlines() == [*lines, f"film: {RUN}/agent.gif"]
+    assert first.stdout.splitlines() == [*lines, f"video: {RUN}/agent.gif"]
 
 
 def test_on_a_terminal_lightnings_bar_is_drawn_and_the_same_command_gives_the_same_run_bit_for_bit(first, on_terminal):
@@ -160,14 +160,14 @@ gym.register("Drawn-v0", Drawn)
 gym.register("Toy-v0", Toy)
 
 
-def test_the_film_is_of_a_test_episode_if_it_can_be_drawn_and_render_shows_one_in_a_window(folder):
+def test_the_video_is_of_a_test_episode_if_it_can_be_drawn_and_render_shows_one_in_a_window(folder):
     for n, flags in enumerate([f"{SHORT} --env Drawn-v0", f"--test {RUN}/checkpoints/best.ckpt"], 1):
         main(f"{flags} --render")
         assert (Drawn.windows, Drawn.shown) == (n, n * 10)
-    with Image.open(RUN / "agent.gif") as film:
-        assert (film.n_frames, film.size) == (5, (30, 20))  # every other one at half size
-        film.seek(4)
-        assert film.convert("RGB").getpixel((9, 9))[0] == pytest.approx(160, abs=8)
+    with Image.open(RUN / "agent.gif") as video:
+        assert (video.n_frames, video.size) == (5, (30, 20))  # every other one at half size
+        video.seek(4)
+        assert video.convert("RGB").getpixel((9, 9))[0] == pytest.approx(160, abs=8)
     main(f"{SHORT} --env Toy-v0")
     assert not Path("lightning_logs/version_1/agent.gif").exists()
 

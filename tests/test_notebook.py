@@ -30,10 +30,10 @@ def printed(cell, name: str = "stdout") -> str:
 def test_it_trains_again_and_again_and_prints_what_a_terminal_shows(notebook):
     results = []
     for number, cell in enumerate(notebook.cells):
-        step, result, weights, curves, film = (line for line in printed(cell).splitlines() if line)
+        step, result, weights, curves, video = (line for line in printed(cell).splitlines() if line)
         assert step.startswith("step 60: val_reward ")
         assert weights == f"weights: lightning_logs/version_{number}/checkpoints/best.ckpt"
-        assert (curves[:8], film) == ("curves: ", f"film: lightning_logs/version_{number}/agent.gif")
+        assert (curves[:8], video) == ("curves: ", f"video: lightning_logs/version_{number}/agent.gif")
         results.append(result)
     assert len(set(results)) == 1
     assert results[0].startswith("test_reward: ")

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
-from helpers import RUN, SCRIPT, run_script, scalars
+from helpers import RUN, SCRIPT, last_of, load, run_script, scalars
 
 import dqn_cartpole
 
@@ -40,12 +41,12 @@ def test_every_command_line_is_taken(folder, capsys, monkeypatch):
     lines = re.findall(r"^ +(?:.*&& )?(?:python|torchrun.*?) dqn_cartpole\.py ?(.*)$", README, re.MULTILINE)
     assert len(lines) >= 6
     for line in lines:
-        flags = shlex.split(line)
+        flags = shlex.split(line, comments=True)
         if {"--resume", "--start"} & set(flags):
             with pytest.raises(SystemExit):
                 dqn_cartpole.set_up(dqn_cartpole.ImprovedDQN, flags)
             assert "no checkpoint in lightning_logs/version_0" in capsys.readouterr().err  # read, but there is none yet
-        elif "LunarLander" not in line:  # which needs a package more
+        else:
             dqn_cartpole.set_up(dqn_cartpole.ImprovedDQN, flags)
 
 
@@ -81,16 +82,22 @@ def test_the_target_computed_by_hand_is_the_one_of_the_loss():
 def test_the_programs_that_use_the_agent_run(tmp_path):
     done = run_script(*SHORT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    text = program("episode_over =").replace('render_mode="human"', "") + program("torch.export.export")
-    text += "net = torch.export.load('agent.pt2').module()\n"
+    text = program("play_episodes").replace('"human"', '"rgb_array"') + program("torch.export.export")
+    text += "net = torch.export.load('agent.pt2').module()\nassert action in (0, 1)\n"
     text += "states = torch.randn(7, 4)\ntorch.testing.assert_close(net(states), model.cpu()(states))\n"
     done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 
+def test_a_plain_trainer_trains_and_its_run_can_be_resumed(folder):
+    (line,) = re.findall(r"`(pl\.Trainer\(max_epochs=30.*?)`", README, re.DOTALL)
+    exec(line.replace("30", "1"), {"pl": pl} | vars(dqn_cartpole))
+    assert "buffer" in load(last_of(RUN))
+
+
 def test_the_agent_of_ones_own_trains(tmp_path):
-    (flags,) = re.findall(r"^    python my_agent\.py (.*)$", README, re.MULTILINE)
-    assert "test_reward: " in run_program(program("class Corridor"), tmp_path, *flags.split())
+    flags, result = re.search(r"^    python my_agent\.py (--w.*)\n\nends with `(.*)`", README, re.MULTILINE).groups()
+    assert result in run_program(program("class Corridor"), tmp_path, *flags.split())
 
 
 def test_the_method_that_logs_a_value_per_episode_logs_one_point_an_episode(tmp_path):

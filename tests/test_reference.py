@@ -33,8 +33,8 @@ def test_it_is_small_and_holds_no_checkpoint():
     assert sum(path.stat().st_size for path in files) < 2**20
 
 
-def test_its_film_is_of_a_whole_episode():
-    with Image.open(REFERENCE / "agent.gif") as film:
+def test_its_video_is_of_a_whole_episode():
+    with Image.open(REFERENCE / "agent.gif") as video:
         # Pillow shows frames that are alike as one, for longer.
-        pauses = [frame.info["duration"] for frame in ImageSequence.Iterator(film)]
+        pauses = [frame.info["duration"] for frame in ImageSequence.Iterator(video)]
     assert sum(pauses) == 100 * 40  # milliseconds, for every other step of 200

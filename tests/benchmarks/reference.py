@@ -1,4 +1,4 @@
-"""Make lightning_logs/reference/ anew: one default run, with the film of its agent and its learning curve.
+"""Make lightning_logs/reference/ anew: one default run, with the video of its agent and its learning curve.
 
     pip install -r tests/benchmarks/requirements.txt
     python tests/benchmarks/reference.py

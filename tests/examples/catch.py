@@ -19,7 +19,7 @@ from dqn_cartpole import ImprovedDQN, main
 class CatchEnv(gym.Env):
     """An episode is one ball; the reward is 1 if it is caught."""
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 8}  # noqa: RUF012  for the film
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 8}  # noqa: RUF012  for the video
     observation_space = gym.spaces.Box(0, 1, (8, 8, 1), np.float32)  # rows, columns, and one channel like an image
     action_space = gym.spaces.Discrete(3)  # left, stay, right
 

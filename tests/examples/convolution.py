@@ -47,7 +47,7 @@ class Convolution(ImprovedDQN):
 
     def make_env(self, **options: Any) -> gym.Env:
         env = super().make_env(**options)
-        env.metadata = {}  # no film, because MinAtar's pictures are no bytes
+        env.metadata = {}  # no video, because MinAtar's pictures are no bytes
         return env
 
     def make_net(self, **options: Any) -> nn.Module:

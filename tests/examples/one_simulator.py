@@ -3,7 +3,7 @@
     python -m tests.examples.one_simulator
 
 Episodes are then evaluated one after the other, and a validation ends the training episode that it interrupts.
-The film needs a simulator of its own, and is made when the other is closed.
+The video needs a simulator of its own, and is made when the other is closed.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from dqn_cartpole import ImprovedDQN, main
 
 class OneSimulator(ImprovedDQN):
     def make_env(self, **options: Any) -> Any:
-        if options or not hasattr(self, "env"):  # for the film, and at first
+        if options or not hasattr(self, "env"):  # for the video, and at first
             return super().make_env(**options)
         return contextlib.nullcontext(self.env)  # does not close it
 
