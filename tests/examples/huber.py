@@ -2,8 +2,8 @@
 
     python -m tests.examples.huber --clip_error 1
 
-Its gradient is the error, clipped to the threshold, as in Mnih et al. (2015). Alone, in plain DQN, it learns nothing with
-the default --sync_rate.
+Its gradient is the error, clipped to the threshold, as in Mnih et al. (2015). Alone, in plain DQN, it learns nothing
+with the default --sync_rate.
 """
 
 from typing import Annotated, Any
