@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import copy
 import inspect
+import io
 import itertools
 import logging
 import os
@@ -24,6 +25,7 @@ import warnings
 from collections import deque, namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, get_args, get_origin
+from unittest import mock
 
 import gymnasium as gym
 import numpy as np
@@ -229,11 +231,11 @@ class DQNLightning(pl.LightningModule):
         env = gym.make(self.hparams.env, max_episode_steps=self.hparams.episode_length or None, **options)
         if not isinstance(env.observation_space, gym.spaces.Box) or not env.observation_space.shape:
             env = gym.wrappers.FlattenObservation(env)  # Discrete becomes one-hot, a Dict or Tuple one vector
-        if env.observation_space.shape is None:
-            raise gym.error.Error(f"the size of its observations varies: {env.observation_space}")
-        if not isinstance(env.action_space, gym.spaces.Discrete) or env.action_space.start != 0:
-            raise gym.error.Error(f"DQN needs Discrete actions from 0, not {env.action_space}")
-        if env.observation_space.dtype == np.float64:
+        states, actions = env.observation_space, env.action_space
+        if states.shape is None or not isinstance(actions, gym.spaces.Discrete) or actions.start != 0:
+            env.close()
+            raise gym.error.Error(f"DQN needs observations of fixed size, Discrete actions from 0: {states}, {actions}")
+        if states.dtype == np.float64:
             env = gym.wrappers.DtypeObservation(env, np.float32)
         return env
 
@@ -577,14 +579,17 @@ def set_up(module: type[DQNLightning], argv: Sequence[str] | None) -> tuple[argp
             raise
         parser.error(f"--env: {str(error) or 'its observations cannot be flattened'}")
     for name, value in model.hparams.items():
-        if type(value) not in (bool, int, float, str, list, tuple, dict, type(None), torch.Tensor):
+        try:
+            torch.save(value, file := io.BytesIO())
+            torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+        except Exception:
             parser.error(f"a checkpoint cannot restore {name}={value!r}: pass a number, a str or a list of these")
     return args, model
 
 
+@mock.patch.dict(os.environ, SDL_VIDEODRIVER="dummy")  # draw without a display
 def save_gif(model: DQNLightning, path: str) -> None:
     """Write the first test episode as an animated GIF, at half size and half the frames."""
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # draw without a display
     frames: list[np.ndarray] = []
     model.play_episodes(TEST_SEEDS[:1], frames, render_mode="rgb_array")
     first, *others = [Image.fromarray(np.uint8(frame)).reduce(2) for frame in frames[::2]]
@@ -601,16 +606,14 @@ def main(
 
     `argv`: the command line; `callbacks`: more callbacks; `options`: more arguments of the Trainer.
     """
-    # Leave out what Lightning and Gymnasium say about things that are deliberate here.
     warnings.filterwarnings("ignore", ".*(of date|workers|LeafSpec|logging interval|not empty|GPU available|lowered)")
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # both remark on what is deliberate here
     torch.set_num_threads(1)  # more threads slow a small network down
     args, model = set_up(module, argv)
     logger: Any = False
-    if args.last:  # points of the curves after the checkpoint are dropped
-        logger = TensorBoardLogger("lightning_logs", "", args.resume, default_hp_metric=False, purge_step=args.step)
-    elif not args.test:
-        logger = TensorBoardLogger("lightning_logs", "", new_version(), default_hp_metric=False)
+    if not args.test:  # purge_step: drop the points of the curves after the checkpoint
+        version, step = (args.resume, args.step) if args.last else (new_version(), None)
+        logger = TensorBoardLogger("lightning_logs", "", version, default_hp_metric=False, purge_step=step)
     trainer = pl.Trainer(
         accelerator="gpu" if args.gpus else "cpu",
         devices=args.gpus or int(os.environ.get("LOCAL_WORLD_SIZE", 1)),  # set by torchrun
@@ -627,8 +630,7 @@ def main(
             tempfile.tempdir = "lightning_logs"  # Lightning writes a checkpoint there before it moves it into place
             trainer.fit(model, ckpt_path=args.last, weights_only=True)
             tempfile.tempdir = None
-        best = f"{trainer.log_dir}/checkpoints/best.ckpt"
-        weights = best if os.path.exists(best) and not args.test else None  # without validations none is the best
+        weights = trainer.checkpoint_callback.best_model_path or None  # without validations none is the best
         (result,) = trainer.test(model, ckpt_path=weights, weights_only=True, verbose=False)
     if trainer.is_global_zero:
         print(f"test_reward: {result['test_reward']:.2f} over {len(TEST_SEEDS)} episodes")

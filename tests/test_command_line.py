@@ -146,7 +146,7 @@ class Drawn(Toy):
 
     def __init__(self, render_mode: str | None = None) -> None:
         self.render_mode = render_mode
-        Drawn.windows += render_mode == "human"
+        Drawn.windows += render_mode == "human" and "SDL_VIDEODRIVER" not in os.environ  # dummy shows nothing
 
     def step(self, action):
         Drawn.shown += self.render_mode == "human"
@@ -160,7 +160,8 @@ gym.register("Drawn-v0", Drawn)
 gym.register("Toy-v0", Toy)
 
 
-def test_the_video_is_of_a_test_episode_if_it_can_be_drawn_and_render_shows_one_in_a_window(folder):
+def test_the_video_is_of_a_test_episode_if_it_can_be_drawn_and_render_shows_one_in_a_window(folder, monkeypatch):
+    monkeypatch.delenv("SDL_VIDEODRIVER", raising=False)
     for n, flags in enumerate([f"{SHORT} --env Drawn-v0", f"--test {RUN}/checkpoints/best.ckpt"], 1):
         main(f"{flags} --render")
         assert (Drawn.windows, Drawn.shown) == (n, n * 10)

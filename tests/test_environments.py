@@ -96,16 +96,17 @@ REFUSED = {
     "Sequence": {"observation_space": spaces.Sequence(THREE)},
     "Unknown": {"observation_space": spaces.Dict(mission=spaces.Space())},  # a kind of its own, as MiniGrid has one
     "Continuous": {"action_space": spaces.Box(-1, 1, (1,))},
-    "ManyActions": {"action_space": spaces.MultiDiscrete([2, 2])},
     "FromOne": {"action_space": spaces.Discrete(2, start=1)},
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_dqn_cannot_play_is_refused_in_one_line(folder, capsys, name):
-    line = refusal(f"--env {register(name, **REFUSED[name])}", capsys)
+def test_what_dqn_cannot_play_is_refused_in_one_line_and_closed(folder, capsys, name):
+    closed = []
+    line = refusal(f"--env {register(name, close=lambda env: closed.append(env), **REFUSED[name])}", capsys)
     assert "error: --env: " in line
     assert ("Discrete actions" if "action_space" in REFUSED[name] else "observations") in line
+    assert len(closed) == (name != "Unknown")  # which fails in Gymnasium's wrapper
 
 
 class Careless(Toy):

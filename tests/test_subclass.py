@@ -94,7 +94,7 @@ def test_help_is_in_its_own_words(capsys):
     assert "--only_in_python" not in text
 
 
-BAD = {"path": Path("x"), "np.float64": np.float64(1), "array": np.arange(3)}
+BAD = {"nested": [Path("x")], "float64": np.float64(1), "array": np.arange(3), "function": lambda: 0}
 
 
 @pytest.mark.parametrize("name", BAD)
