@@ -37,7 +37,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-# Every validation starts from the same states, so that they can be compared. Training and the final test use others.
+# Every validation starts from the same states, so that scores are comparable. Training and the final test use others.
 VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), range(2000, 2**31)
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), range(2000, 2
 #   few thousand steps are kept, and a minibatch is a random sample of them. Those of an older policy remain valid: the
 #   equation holds for any action, whoever chose it (off-policy learning).
 # - Target network: the targets come from an older copy of the network. Otherwise every update would move them too.
-# - Epsilon-greedy: with probability epsilon the agent takes a random action, to find out whether another is better.
+# - Epsilon-greedy: with probability epsilon the agent takes a random action, to discover better ones.
 #
 # The loop is Lightning's. This is what trainer.fit(model) does with the methods below:
 #     batches = model.train_dataloader()              # 1000 random steps into the replay buffer
@@ -103,7 +103,7 @@ class ReplayBuffer:
         self.capacity = capacity
         self.rng = rng
         self.appended = 0  # experiences so far, overwritten ones included
-        self.episode_steps = 0  # those of the running episode
+        self.episode_steps = 0  # steps of the running episode
         shape, dtype = (capacity, *observation_space.shape), observation_space.dtype
         self.arrays = Experience(
             state=np.empty(shape, dtype),
@@ -235,7 +235,7 @@ class DQNLightning(pl.LightningModule):
         if states.shape is None or not isinstance(actions, gym.spaces.Discrete) or actions.start != 0:
             env.close()
             raise gym.error.Error(f"DQN needs observations of fixed size, Discrete actions from 0: {states}, {actions}")
-        if states.dtype == np.float64:
+        if states.dtype in (np.float64, np.int64):  # one-hot observations are int64
             env = gym.wrappers.DtypeObservation(env, np.float32)
         return env
 
@@ -370,7 +370,7 @@ class DQNLightning(pl.LightningModule):
 # ---------------------------------------------------------------------------------------------------------------------
 # Part 2: three improvements
 # Plain DQN may forget what it has learned. With n-step returns, layer normalization and a decaying learning rate it
-# learns faster, and keeps it. Build your own agent the same way, in a file of its own (see tests/examples):
+# learns faster and forgets less. Build your own agent the same way, in a file of its own (see tests/examples):
 #
 #     from dqn_cartpole import ImprovedDQN, main
 #     class DoubleDQN(ImprovedDQN):  # net chooses the next action, target_net evaluates it (van Hasselt et al. 2016)
@@ -400,7 +400,7 @@ class NStepBuffer(ReplayBuffer):
         self.gamma = gamma
 
     def append(self, experience: Experience) -> None:
-        """Store a step, and let the n - 1 experiences before it grow, as far as they are of the same episode."""
+        """Store a step, and let the n - 1 experiences before it grow, if they are of the same episode."""
         growing = min(self.episode_steps, self.n_step - 1, self.capacity - 1)
         for age in range(1, growing + 1):
             row = (self.appended - age) % self.capacity
@@ -416,7 +416,7 @@ class ImprovedDQN(DQNLightning):
 
     def __init__(
         self,
-        n_step: Annotated[int, "steps of an experience; 1: plain DQN"] = 5,
+        n_step: Annotated[int, "steps of an experience; 1: one-step targets"] = 5,
         layer_norm: Annotated[bool, "layer normalization in the hidden layers"] = True,
         lr_decay: Annotated[bool, "let the learning rate fall to 0 over the run"] = True,
         **kwargs: Any,
@@ -437,7 +437,7 @@ class ImprovedDQN(DQNLightning):
         return super().make_net(layer_norm=self.hparams.layer_norm, **options)
 
     def configure_optimizers(self) -> Any:
-        """With a learning rate that is lowered after every epoch, to 0 at last, so that late updates change little."""
+        """With a learning rate that falls after every epoch, finally to 0, so that late updates change little."""
         optimizer = super().configure_optimizers()
         decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1 - self.progress)
         return ([optimizer], [decay]) if self.hparams.lr_decay else optimizer
@@ -465,7 +465,7 @@ class EpisodeRecorder(gym.Wrapper):
         return super().reset(seed=seed, options=options)
 
     def step(self, action: int) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        self.actions.append(action)
+        self.actions.append(int(action))  # NumPy's integers could not be restored
         return super().step(action)
 
 
@@ -606,8 +606,9 @@ def main(
 
     `argv`: the command line; `callbacks`: more callbacks; `options`: more arguments of the Trainer.
     """
+    # Leave out what Lightning and Gymnasium say about things that are deliberate here.
     warnings.filterwarnings("ignore", ".*(of date|workers|LeafSpec|logging interval|not empty|GPU available|lowered)")
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # both remark on what is deliberate here
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     torch.set_num_threads(1)  # more threads slow a small network down
     args, model = set_up(module, argv)
     logger: Any = False
@@ -627,10 +628,9 @@ def main(
     )
     with model.agent.env:  # closes it, also after an error
         if not args.test:
-            tempfile.tempdir = "lightning_logs"  # Lightning writes a checkpoint there before it moves it into place
-            trainer.fit(model, ckpt_path=args.last, weights_only=True)
-            tempfile.tempdir = None
-        weights = trainer.checkpoint_callback.best_model_path or None  # without validations none is the best
+            with mock.patch.object(tempfile, "tempdir", "lightning_logs"):  # from there a checkpoint moves in one piece
+                trainer.fit(model, ckpt_path=args.last, weights_only=True)
+        weights = trainer.checkpoint_callback.best_model_path or None  # None: it was never validated
         (result,) = trainer.test(model, ckpt_path=weights, weights_only=True, verbose=False)
     if trainer.is_global_zero:
         print(f"test_reward: {result['test_reward']:.2f} over {len(TEST_SEEDS)} episodes")

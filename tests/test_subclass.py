@@ -121,7 +121,7 @@ def test_its_settings_and_weights_are_in_both_checkpoints_and_no_other_class_loa
 
 class InTurn(Agent):
     def get_action(self, net, epsilon, device):
-        return self.env.unwrapped.taken % 2
+        return np.int64(self.env.unwrapped.taken % 2)  # as many of NumPy's functions would
 
 
 class Doubled(NStepBuffer):
