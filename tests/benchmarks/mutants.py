@@ -91,7 +91,7 @@ FAULTS = [
     ("resume", "agent.rng.bit_generator.state, torch_state = ", "_, torch_state = "),
     ("resume", "        model.on_load_checkpoint(checkpoint)  # again", "        pass  # again"),
     ("resume", "exception.code = 143", "pass"),
-    ("resume", 'tempfile.tempdir = "lightning_logs"', "pass"),
+    ("resume", '"tempdir", "lightning_logs"', '"tempdir", None'),
     ("resume", "purge_step=step", "purge_step=None"),
     ("resume", "if owner != module.__name__:", "if False:"),
     ("resume", "torch.load(path, mmap=True, weights_only=True)", "torch.load(path, mmap=True, weights_only=False)"),
