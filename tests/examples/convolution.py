@@ -1,7 +1,7 @@
 """A convolutional network for small images, that of Young and Tian ("MinAtar", 2019, section 4).
 
     python -m tests.examples.convolution
-    python -m tests.examples.convolution --env MinAtar/Breakout-v1 --max_epochs 200 --steps_per_epoch 1000 \\
+    python -m tests.examples.convolution --env MinAtar/Breakout-v1 --max_epochs 40 --steps_per_epoch 1000 \\
         --warm_start_steps 5000 --replay_size 100000 --batch_size 64 --lr 1e-3 --sync_rate 250 --n_step 3 --eps_start 1
 
 It plays Catch by default, and MinAtar's five games after `pip install minatar`. The images have their channels last.
