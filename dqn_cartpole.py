@@ -1,7 +1,7 @@
 """Train a Deep Q-Network (DQN) on CartPole with PyTorch Lightning.
 
     pip install -r requirements.txt
-    python dqn_cartpole.py                  # trains the agent of part 2 in a minute; --gpus 1: on a GPU
+    python dqn_cartpole.py                  # trains the agent of part 2 in a minute; add --gpus 1 to use a GPU
     tensorboard --logdir lightning_logs     # shows the curves in a browser
     python dqn_cartpole.py --resume 0       # continues lightning_logs/version_0 after it was stopped
     python dqn_cartpole.py --n_step 1 --no-layer_norm --no-lr_decay     # plain DQN, as part 1 alone
@@ -37,14 +37,14 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-# Every validation starts from the same states, so that scores are comparable. Training and the final test use others.
+# Every validation starts from the same states, so that scores are comparable. Training and the test have others.
 VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), range(2000, 2**31)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Part 1: DQN
 # The task: push a cart left or right so that the pole on it stays up. The state is four numbers: position and velocity
 # of the cart, angle and angular velocity of the pole. Every step earns a reward of 1. An episode ends when the pole
-# falls or the cart leaves the track. CartPole-v0, the article's version, also cuts it off after 200 steps.
+# falls or the cart leaves the track. CartPole-v0, used in the article, also ends every episode after 200 steps.
 #
 # The return is the sum of all rewards to come, each multiplied by gamma once per step of delay. The optimal Q-value
 # Q(s, a) is the expected return of taking action a in state s and acting optimally afterwards. If you know it, you act
@@ -161,10 +161,10 @@ class Agent:
         self.reset()
 
     def reset(self, seed: int | None = None) -> None:
-        """Begin an episode. The seed is drawn here, not by the environment, so that part 3 can replay the episode."""
+        """Begin an episode. Each has its own seed, so that it can be replayed (part 3)."""
         self.replay_buffer.end_episode()
         self.score = 0.0
-        seed = int(self.rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop)) if seed is None else seed
+        seed = TRAIN_SEEDS[self.rng.integers(len(TRAIN_SEEDS))] if seed is None else seed
         observation, _ = self.env.reset(seed=seed)
         self.state = np.array(observation)  # a copy, because the environment may reuse its array
 
@@ -179,7 +179,7 @@ class Agent:
     def play_step(self, net: nn.Module, epsilon: float = 0.0, device: torch.device | str = "cpu") -> tuple[float, bool]:
         """Take a step and store the experience; return the reward, and whether the episode is over."""
         action = self.get_action(net, epsilon, device)
-        observation, reward, terminated, truncated, self.info = self.env.step(action)  # info: for subclasses
+        observation, reward, terminated, truncated, self.info = self.env.step(action)  # info: for log_step
         new_state, reward = np.array(observation), float(reward)
         for name, value in ("observation", self.state), ("observation", new_state), ("reward", np.float32(reward)):
             if not np.isfinite(value).all():
@@ -235,9 +235,8 @@ class DQNLightning(pl.LightningModule):
         if states.shape is None or not isinstance(actions, gym.spaces.Discrete) or actions.start != 0:
             env.close()
             raise gym.error.Error(f"DQN needs observations of fixed size, Discrete actions from 0: {states}, {actions}")
-        if states.dtype in (np.float64, np.int64):  # one-hot observations are int64
-            env = gym.wrappers.DtypeObservation(env, np.float32)
-        return env
+        kind = np.float32 if states.dtype in (np.float64, np.int64) else states.dtype.type  # one-hot: int64
+        return gym.wrappers.DtypeObservation(env, kind)  # what env returns may differ from its space
 
     def make_net(self, **options: Any) -> nn.Module:
         """The Q-network; Adam trains all its parameters. `options` are further arguments of DQN."""
@@ -285,13 +284,13 @@ class DQNLightning(pl.LightningModule):
     @property
     def epsilon(self) -> float:
         """Probability of a random action: high at first, when the Q-values mean little, then less and less."""
-        progress = min(1.0, self.progress / max(self.hparams.eps_fraction, 1e-9))
-        return self.hparams.eps_start + progress * (self.hparams.eps_end - self.hparams.eps_start)
+        fraction = min(1.0, self.progress / max(self.hparams.eps_fraction, 1e-9))
+        return self.hparams.eps_start + fraction * (self.hparams.eps_end - self.hparams.eps_start)
 
     def dqn_mse_loss(self, batch: Experience) -> torch.Tensor:
         """The mean squared error between the Q-values of the actions that were taken and their targets."""
         q_values = self.net(batch.state).gather(1, batch.action.unsqueeze(1)).squeeze(1)
-        with torch.no_grad():  # the targets count as constants: only the left side of the equation is trained
+        with torch.no_grad():  # the targets are constants: only the left side of the equation is trained
             targets = self.td_targets(batch)
         return nn.functional.mse_loss(q_values, targets)
 
@@ -326,8 +325,8 @@ class DQNLightning(pl.LightningModule):
 
     @property
     def avg_reward(self) -> float:
-        """Mean score of the last 100 training episodes."""
-        return sum(self.agent.scores) / max(1, len(self.agent.scores))
+        """Mean score of the last 100 training episodes; before the first is over, its score so far."""
+        return float(np.mean(self.agent.scores or [self.agent.score]))
 
     # Evaluation. A batch holds the seeds of the episodes to play.
     def val_dataloader(self) -> DataLoader:
@@ -364,7 +363,7 @@ class DQNLightning(pl.LightningModule):
         return scores.to(self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["class"] = type(self).__name__  # part 3 loads it into no other class
+        checkpoint["class"] = type(self).__name__  # part 3 refuses to load it into another class
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -390,7 +389,7 @@ class NStepBuffer(ReplayBuffer):
     An experience begins as one step and grows with those that follow, up to n. Then its reward is the sum
     r_0 + gamma r_1 + ... + gamma^(n-1) r_(n-1), its new state the one after n steps, and its discount gamma^n. It stops
     growing at the end of the episode: with n = 3, an episode of five steps leaves experiences of 3, 3, 3, 2, 1 steps.
-    The price is a bias: the actions after the first were an older policy's or random, but their rewards count.
+    The price is a bias: the later actions came from an older policy or were random, yet their rewards count.
     """
 
     def __init__(self, n_step: int, gamma: float, capacity: int, *args: Any) -> None:
@@ -421,7 +420,7 @@ class ImprovedDQN(DQNLightning):
         lr_decay: Annotated[bool, "let the learning rate fall to 0 over the run"] = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)  # saves all arguments, these too, in self.hparams, where the methods below find them
+        super().__init__(**kwargs)  # also saves the arguments above in self.hparams, which the methods below read
 
     def make_buffer(self, rng: np.random.Generator) -> ReplayBuffer:
         hparams = self.hparams
@@ -448,7 +447,7 @@ class ImprovedDQN(DQNLightning):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """best.ckpt: weights and settings of the highest val_reward. On a tie, common at the maximum, the newer wins."""
+    """best.ckpt: weights and settings of the highest val_reward. Ties are common at the maximum: the newer wins."""
 
     def __init__(self) -> None:
         super().__init__(None, "best", "val_reward", mode="max", save_weights_only=True, enable_version_counter=False)
@@ -465,7 +464,7 @@ class EpisodeRecorder(gym.Wrapper):
         return super().reset(seed=seed, options=options)
 
     def step(self, action: int) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        self.actions.append(int(action))  # NumPy's integers could not be restored
+        self.actions.append(int(action))  # a checkpoint could not restore NumPy's integers
         return super().step(action)
 
 
@@ -509,9 +508,9 @@ class ExactResume(ModelCheckpoint):
 
     def on_exception(self, trainer: pl.Trainer, model: DQNLightning, exception: BaseException) -> None:
         if isinstance(exception, pl.utilities.exceptions.SIGTERMException):
-            exception.code = 143  # 128 + SIGTERM; Lightning would end with 0, as if all were well
-        if trainer.is_global_zero and os.path.exists(f"{trainer.log_dir}/checkpoints/last.ckpt"):
-            print(f"stopped; to continue: python {sys.argv[0]} --resume {trainer.logger.version}", file=sys.stderr)
+            exception.code = 143  # 128 + SIGTERM; Lightning would exit with 0, as if nothing had happened
+        if trainer.is_global_zero and trainer.logger and os.path.exists(f"{self.dirpath}/last.ckpt"):
+            print(f"stopped; to continue, run it with --resume {trainer.logger.version}", file=sys.stderr)
 
 
 @pl.utilities.rank_zero_only
@@ -626,7 +625,7 @@ def main(
         callbacks=[BestCheckpoint(), ExactResume(), TQDMProgressBar(50 if sys.stdout.isatty() else 0), *callbacks],
         **options,
     )
-    with model.agent.env:  # closes it, also after an error
+    with model.agent.env:  # closes it, even after an error
         if not args.test:
             with mock.patch.object(tempfile, "tempdir", "lightning_logs"):  # from there a checkpoint moves in one piece
                 trainer.fit(model, ckpt_path=args.last, weights_only=True)

@@ -16,7 +16,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from helpers import FORKS, RUN, fit, last_of, load, main, same, scalars, write_to
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
+from pytorch_lightning.callbacks import EarlyStopping, LambdaCallback, ModelCheckpoint, StochasticWeightAveraging
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.tuner import Tuner
 
@@ -38,8 +38,7 @@ def test_a_plain_trainer_trains_validates_and_tests(module, capsys, folder):
     output = capsys.readouterr().out
     assert "30/30" in output
     assert "step 60: val_reward" in output
-    (result,) = trainer.test(model, verbose=False)
-    assert 8 <= result["test_reward"] <= 200
+    assert 8 <= trainer.test(model, verbose=False)[0]["test_reward"] <= 200
 
 
 def test_the_module_needs_no_arguments_and_its_network_can_be_compiled():
@@ -82,6 +81,13 @@ def test_a_plain_trainer_resumes_exactly_with_our_callback(folder, last, same_ob
         for entry in {"state_dict", "buffer", "episode", "rng", "optimizer_states"} & theirs.keys():
             assert same(ours[entry], theirs[entry]), entry
     assert list(resumed.agent.scores) == list(straight.agent.scores)
+
+
+def test_an_error_in_a_plain_trainer_without_a_logger_remains_visible(folder):
+    gone = LambdaCallback(on_train_epoch_start=lambda trainer, _: trainer.current_epoch and os.listdir("gone"))
+    with pytest.raises(FileNotFoundError, match="gone"):
+        fit(DQNLightning(**SMALL), 2, ExactResume(), gone, enable_checkpointing=True)
+    assert (folder / "checkpoints" / "last.ckpt").exists()
 
 
 def test_every_logger_has_every_curve(folder):

@@ -20,7 +20,6 @@ gym.register("Toy-v0", Toy)
 
 
 def hparams(flags: str, module: type[DQNLightning]) -> dict[str, Any]:
-    """The settings with which `main` would train."""
     return dict(dqn_cartpole.set_up(module, shlex.split(flags))[1].hparams)
 
 
@@ -158,8 +157,6 @@ def test_make_env_make_net_make_buffer_and_make_agent(folder):
 
 def test_dqn_mse_loss_and_configure_optimizers(folder):
     class OwnLoss(ImprovedDQN):
-        """Learns that every action is worth 7."""
-
         def dqn_mse_loss(self, batch):
             return (self.net(batch.state) - 7).pow(2).mean()
 

@@ -9,19 +9,20 @@ Gymnasium sorts. Here the parts are the cart and the pole; with a camera and a s
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from gymnasium.envs.classic_control import CartPoleEnv
 from torch import nn
 
 from dqn_cartpole import ImprovedDQN, main
 
+SPACE = gym.spaces.Dict({part: gym.spaces.Box(-np.inf, np.inf, (2,)) for part in ("cart", "pole")})
+
 
 def cart_and_pole(**options: Any) -> gym.Env:
     """CartPole with {"cart": [position, speed], "pole": [angle, speed]} as its observation."""
     env = CartPoleEnv(**options)
-    low, high = env.observation_space.low, env.observation_space.high
-    space = gym.spaces.Dict({"cart": gym.spaces.Box(low[:2], high[:2]), "pole": gym.spaces.Box(low[2:], high[2:])})
-    return gym.wrappers.TransformObservation(env, lambda state: {"cart": state[:2], "pole": state[2:]}, space)
+    return gym.wrappers.TransformObservation(env, lambda state: {"cart": state[:2], "pole": state[2:]}, SPACE)
 
 
 gym.register("CartAndPole-v0", cart_and_pole, max_episode_steps=200, reward_threshold=195.0)
@@ -49,8 +50,7 @@ class TwoBranches(ImprovedDQN):
         super().__init__(env=env, **kwargs)
 
     def make_net(self, **options: Any) -> nn.Module:
-        parts = self.env.env.observation_space  # self.env is the wrapper that flattens; inside it the space is a Dict
-        sizes = [gym.spaces.flatdim(space) for space in parts.values()]
+        sizes = [gym.spaces.flatdim(space) for space in SPACE.values()]
         return BranchesNet(sizes, int(self.env.action_space.n), self.hparams.hidden_size, self.hparams.layer_norm)
 
 
