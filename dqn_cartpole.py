@@ -44,19 +44,19 @@ VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), range(2000, 2
 # Part 1: DQN
 # The task: push a cart left or right so that the pole on it stays up. The state is four numbers: position and velocity
 # of the cart, angle and angular velocity of the pole. Every step earns a reward of 1. An episode ends when the pole
-# falls or the cart leaves the track. CartPole-v0, used in the article, also ends every episode after 200 steps.
+# falls or the cart leaves the track. CartPole-v0, used in the article, also cuts every episode off after 200 steps.
 #
 # The return is the sum of all rewards to come, each multiplied by gamma once per step of delay. The optimal Q-value
-# Q(s, a) is the expected return of taking action a in state s and acting optimally afterwards. If you know it, you act
-# optimally by taking the action with the highest Q-value. It satisfies the Bellman equation:
+# Q(s, a) is the expected return of taking action a in state s and acting optimally afterwards. Once you know it, acting
+# optimally is easy: take the action with the highest Q-value. It satisfies the Bellman equation:
 #
 #     Q(s, a) = mean of [r + gamma * V(s')]           over the rewards r and the states s' that can follow
 #     V(s')   = max_a' Q(s', a'), or 0 if s' is terminal
 #
-# DQN trains a network to satisfy it: the right side is the target, towards which the left side is moved.
+# DQN trains a network to satisfy it: the right side is the target, and every update moves the left side towards it.
 # - Replay buffer: consecutive steps are alike, and a network trained on them alone forgets other states. So the last
-#   few thousand steps are kept, and a minibatch is a random sample of them. Those of an older policy remain valid: the
-#   equation holds for any action, whoever chose it (off-policy learning).
+#   few thousand steps are kept, and a minibatch is a random sample of them. Those that an older network chose remain
+#   valid: the equation holds for any action, however it was chosen (off-policy learning).
 # - Target network: the targets come from an older copy of the network. Otherwise every update would move them too.
 # - Epsilon-greedy: with probability epsilon the agent takes a random action, to discover better ones.
 #
@@ -69,7 +69,7 @@ VAL_SEEDS, TEST_SEEDS, TRAIN_SEEDS = range(20), range(1000, 1100), range(2000, 2
 #         model.validation_step(seeds)                # play 20 episodes without exploring, to see how good the agent is
 # In TensorBoard, total_reward, the sum of an episode's rewards, rises from about 20 to 200, with setbacks. train_loss
 # says little, as the targets move. q_mean, the highest Q-value of a state, averaged over a minibatch, ends near 100 =
-# 1 / (1 - gamma), balancing forever. Plain DQN overshoots at first: the maximum of noisy estimates is too high.
+# 1 / (1 - gamma), the return of balancing forever. Plain DQN overshoots: the maximum of noisy estimates is too high.
 
 
 class DQN(nn.Module):
@@ -97,7 +97,7 @@ Experience = namedtuple("Experience", ["state", "action", "reward", "done", "new
 
 
 class ReplayBuffer:
-    """A ring of the last `capacity` experiences (Lin 1992). Each takes two observations and 13 bytes."""
+    """A ring of the last `capacity` experiences (Lin 1992). Each occupies two observations plus 13 bytes."""
 
     def __init__(self, capacity: int, observation_space: gym.Space, rng: np.random.Generator) -> None:
         self.capacity = capacity
@@ -264,7 +264,7 @@ class DQNLightning(pl.LightningModule):
         for _ in range(steps):
             self.agent.play_step(self.net, epsilon=1.0, device=self.device)
         self.agent.reset()
-        self.agent.scores.clear()  # avg_reward is about training
+        self.agent.scores.clear()  # avg_reward must not count random steps
 
     def training_step(self, batch: Experience, batch_idx: int) -> torch.Tensor:
         """Take a step in the environment; return the loss of a minibatch. Lightning then takes the gradient step."""
