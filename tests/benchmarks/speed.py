@@ -70,7 +70,6 @@ def time_steps(steps: int) -> None:
 def program(job: dict[str, Any]) -> None:
     """The program from the command line on, with the bar; `change` may alter the class or the Trainer's arguments."""
     module, options = pkgutil.resolve_name(job["module"]), {}  # first: `fast` makes the imports faster
-
     import pytorch_lightning as pl
     from torch.utils.data import DataLoader
 
