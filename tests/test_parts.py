@@ -337,8 +337,8 @@ def test_training_is_adams_after_a_warm_start_at_random_and_plays_a_step_for_eac
     model.populate(250)
     assert len(model.buffer) == 250
     assert 0.4 < model.buffer.sample(1000).action.mean() < 0.6
-    assert (model.avg_reward, model.agent.score) == (0, 0)  # the scores are those of training
     assert (np.abs(model.agent.state) < 0.05).all()
+    assert (model.avg_reward, model.agent.play_step(model.net)[0], model.avg_reward) == (0, 1, 1)  # those of training
     model = small(warm_start_steps=150, steps_per_epoch=7, lr=0.02)
     trainer = fit(model, 3)
     assert (trainer.global_step, len(model.buffer)) == (21, 150 + 21)
