@@ -255,3 +255,13 @@ def test_two_processes_train_one_network_on_different_episodes_and_one_writes_an
         assert (said.count("test_reward: "), said.count("val_reward"), said.count("a window")) == (1, 2, 1)
         assert (nothing, "warn" in (warned + neither).lower()) == ("", False)
         epochs = 4
+
+
+class Gone(Spy):
+    def on_train_epoch_start(self):
+        assert self.current_epoch == 0 or self.global_rank == 1, "the simulator is gone"
+
+
+def test_an_error_in_the_first_of_two_processes_is_told_at_once_and_ends_both(tmp_path):
+    with pytest.raises(AssertionError, match="AssertionError: the simulator is gone"):
+        two_processes(tmp_path, functools.partial(main, FLAGS, Gone))

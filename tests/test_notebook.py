@@ -35,14 +35,9 @@ def test_it_trains_again_and_again_and_prints_what_a_terminal_shows(notebook):
         assert weights == f"weights: lightning_logs/version_{number}/checkpoints/best.ckpt"
         assert (curves[:8], video) == ("curves: ", f"video: lightning_logs/version_{number}/agent.gif")
         results.append(result)
+        assert ("%|" in json.dumps(cell.outputs), printed(cell, "stderr")) == (False, "")  # no bar and no warnings
     assert len(set(results)) == 1
     assert results[0].startswith("test_reward: ")
-
-
-def test_it_shows_no_warnings_and_no_bar(notebook):
-    for cell in notebook.cells:
-        assert printed(cell, "stderr") == ""
-        assert "%|" not in json.dumps(cell.outputs)
 
 
 def test_main_returns_the_result(notebook):

@@ -17,17 +17,13 @@ def test_it_has_every_curve_and_ends_solved():
     promised = "total_reward avg_reward reward train_loss epsilon lr q_mean val_reward test_reward"
     assert set(promised.split()) <= curves.keys()
     assert max(value for _, value in curves["total_reward"]) == 200
-    assert curves["val_reward"][-1][1] >= 195
-    assert curves["test_reward"][-1][1] >= 195
+    assert min(curves["val_reward"][-1][1], curves["test_reward"][-1][1]) >= 195
 
 
-def test_it_is_a_run_of_the_defaults():
+def test_it_is_a_run_of_the_defaults_small_and_without_checkpoints():
     arguments = inspect.signature(DQNLightning).parameters | inspect.signature(ImprovedDQN).parameters
     defaults = {name: argument.default for name, argument in arguments.items() if name != "kwargs"}
     assert yaml.safe_load((REFERENCE / "hparams.yaml").read_text()) == defaults
-
-
-def test_it_is_small_and_holds_no_checkpoint():
     files = [path for path in REFERENCE.rglob("*") if path.is_file()]
     assert not [path for path in files if path.suffix == ".ckpt"]
     assert sum(path.stat().st_size for path in files) < 2**20

@@ -71,7 +71,7 @@ FAULTS = [
     ("environments", "gym.spaces.Box) or not env.observation_space.shape:", "gym.spaces.Box):"),
     ("environments", "if states.shape is None or not", "if not"),
     ("environments", "or actions.start != 0:", "or False:"),
-    ("environments", "in (np.float64, np.int64):", "in (np.float64,):"),
+    ("environments", "in (np.float64, np.int64) else", "in (np.float64,) else"),
     ("environments", "return gym.wrappers.DtypeObservation(env, kind)", "return env"),
     ("environments", "            env.close()\n", ""),
     ("environments", "stack.enter_context(self.make_env(**options))", "self.make_env(**options)"),
