@@ -235,8 +235,9 @@ class DQNLightning(pl.LightningModule):
         if states.shape is None or not isinstance(actions, gym.spaces.Discrete) or actions.start != 0:
             env.close()
             raise gym.error.Error(f"DQN needs observations of fixed size, Discrete actions from 0: {states}, {actions}")
-        kind = np.float32 if states.dtype in (np.float64, np.int64) else states.dtype.type  # one-hot: int64
-        return gym.wrappers.DtypeObservation(env, kind)  # what env returns may differ from its space
+        # Observations get the dtype that their space declares; float64, and the int64 of one-hot, become float32.
+        dtype = np.float32 if states.dtype in (np.float64, np.int64) else states.dtype.type
+        return gym.wrappers.DtypeObservation(env, dtype)
 
     def make_net(self, **options: Any) -> nn.Module:
         """The Q-network; Adam trains all its parameters. `options` are further arguments of DQN."""

@@ -72,7 +72,7 @@ FAULTS = [
     ("environments", "if states.shape is None or not", "if not"),
     ("environments", "or actions.start != 0:", "or False:"),
     ("environments", "in (np.float64, np.int64) else", "in (np.float64,) else"),
-    ("environments", "return gym.wrappers.DtypeObservation(env, kind)", "return env"),
+    ("environments", "return gym.wrappers.DtypeObservation(env, dtype)", "return env"),
     ("environments", "            env.close()\n", ""),
     ("environments", "stack.enter_context(self.make_env(**options))", "self.make_env(**options)"),
     ("environments", "with model.agent.env:  # closes", "if True:  # closes"),
