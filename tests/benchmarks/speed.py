@@ -92,11 +92,10 @@ def program(job: dict[str, Any]) -> None:
             def log_step(self, reward: float, over: bool, loss: Any, batch: Any) -> None:
                 self.log_dict({"reward": reward, "train_loss": loss, "epsilon": self.epsilon})
 
-    if job["change"] == "without callbacks":
-        trainer = pl.Trainer
-        dqn_cartpole.pl.Trainer = lambda **how: trainer(  # type: ignore[misc, assignment]
-            **how | {"callbacks": [], "enable_progress_bar": False, "enable_checkpointing": False}
-        )
+    trainer, left_out = pl.Trainer, job["change"].removeprefix("without ")
+    dqn_cartpole.pl.Trainer = lambda callbacks, **how: trainer(  # type: ignore[misc, assignment]
+        callbacks=[callback for callback in callbacks if type(callback).__name__ != left_out], **how
+    )
     if job["steps"]:
         time_steps(job["steps"])
     else:
@@ -280,8 +279,8 @@ def main() -> None:
         jobs["Stable-Baselines3"] = {"kind": "sb3", "steps": args.steps, "seed": 0, "settings": EQUAL}
         table(turns(args.rounds, jobs), "a bare loop", "Stable-Baselines3")
     elif args.table == "parts":
-        changes = ["", "without the bar", "without callbacks", "without moving the batch to the device"]
-        changes += ["with a DataLoader", "with self.log in every step"]
+        changes = ["", "without the bar", "without BestCheckpoint", "without ExactResume"]
+        changes += ["without moving the batch to the device", "with a DataLoader", "with self.log in every step"]
         table(turns(args.rounds, {c or "the file": jobs["the file"] | {"change": c} for c in changes}), "the file")
     elif args.table == "sizes":
         for hidden, batch, replay in [(128, 16, 100_000), (128, 4096, 5000), (1024, 16, 5000), (1024, 4096, 5000)]:
